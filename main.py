@@ -44,7 +44,6 @@ import seaborn as sns
 import sklearn
 import torch
 import torch.nn.functional as F
-import torch.utils.deterministic as torch_deterministic
 import torchvision
 from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
@@ -55,9 +54,7 @@ from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import download_and_extract_archive
 from tqdm import tqdm
 
-# ----------------------------------------------------------------------------------------------------
-# Settings: one frozen dataclass is the whole command line
-# ----------------------------------------------------------------------------------------------------
+# ---- Settings: one frozen dataclass is the whole command line ------------------------------------------------------
 
 
 class UserError(Exception):
@@ -97,7 +94,7 @@ class Settings:
     crop_padding: int = option(4, "pixels of reflected padding for the random crop", trains=True)
     validation: float = option(0.1, "share of the training images held out for validation", trains=True)
     # The drawn dataset
-    shapes_train: int = option(6000, "drawn images to train and validate on", trains=True)
+    shapes_train: int = option(5000, "drawn images to train and validate on", trains=True)
     shapes_test: int = option(2000, "drawn images to test on")
     shapes_seed: int = option(0, "seed of the drawing, apart from --seed", trains=True)
     # Evaluation
@@ -185,7 +182,7 @@ def make_deterministic(seed: int) -> None:
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
     torch.use_deterministic_algorithms(True)
     # Deterministic mode would also fill every new tensor with NaN; nothing here reads uninitialised memory.
-    torch_deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def keep_freed_memory() -> None:
@@ -196,9 +193,7 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
-# ----------------------------------------------------------------------------------------------------
-# Files: written whole or not at all
-# ----------------------------------------------------------------------------------------------------
+# ---- Files: written whole or not at all ----------------------------------------------------------------------------
 
 
 def write_file(path: Path, content: bytes | str) -> None:
@@ -225,9 +220,7 @@ def write_figure(path: Path, figure: Figure) -> None:
     write_file(path, buffer.getvalue())
 
 
-# ----------------------------------------------------------------------------------------------------
-# Data: uint8 tensors on the device
-# ----------------------------------------------------------------------------------------------------
+# ---- Data: uint8 tensors on the device -----------------------------------------------------------------------------
 
 IMAGE_SIZE = 32
 
@@ -364,15 +357,12 @@ LOADERS: dict[str, Callable[[Settings], Dataset]] = {"cifar10": load_cifar10, "s
 
 def split_train(data: Dataset, settings: Settings) -> tuple[Images, Images]:
     """The training images as (train, validation), stratified by class, by the seed."""
-    train, validation = train_test_split(
-        np.arange(len(data.train.labels)),
-        test_size=settings.validation,
-        stratify=data.train.labels.numpy(),
-        random_state=settings.seed,
+    labels = data.train.labels.numpy()
+    split = train_test_split(
+        np.arange(len(labels)), test_size=settings.validation, stratify=labels, random_state=settings.seed
     )
-    return data.train.select(torch.from_numpy(train).sort().values), data.train.select(
-        torch.from_numpy(validation).sort().values
-    )
+    train, validation = (data.train.select(torch.from_numpy(np.sort(part))) for part in split)
+    return train, validation
 
 
 def to_input(pixels: Tensor) -> Tensor:
@@ -381,12 +371,10 @@ def to_input(pixels: Tensor) -> Tensor:
 
 
 def channel_statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [3] of the channels, as float32 in [0, 1]; counted, so the same on every device."""
-    counts = torch.stack([pixels[..., c].flatten().bincount(minlength=256) for c in range(3)]).double()
-    levels = torch.arange(256, dtype=torch.float64) / 255
-    mean = (counts * levels).sum(1) / counts.sum(1)
-    variance = (counts * (levels - mean[:, None]) ** 2).sum(1) / counts.sum(1)
-    return mean.float(), variance.sqrt().float()
+    """Mean and standard deviation [3] of the channels of uint8 [N, 32, 32, 3], as float32 in [0, 1]."""
+    levels = pixels.cpu().numpy()
+    mean, mean_square = levels.mean((0, 1, 2)), np.square(levels, dtype=np.uint16).mean((0, 1, 2))
+    return torch.tensor(mean / 255).float(), torch.tensor(np.sqrt(mean_square - mean**2) / 255).float()
 
 
 def crop_and_flip(pixels: Tensor, index: Tensor, offsets: Tensor, flip: Tensor, padding: int) -> Tensor:
@@ -408,9 +396,7 @@ def crop_and_flip(pixels: Tensor, index: Tensor, offsets: Tensor, flip: Tensor, 
     return pixels[index[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-# ----------------------------------------------------------------------------------------------------
-# Models: one definition, and the SE block as the only difference
-# ----------------------------------------------------------------------------------------------------
+# ---- Models: one definition, and the SE block as the only difference -----------------------------------------------
 
 
 class SEBlock(nn.Module):
@@ -514,9 +500,7 @@ def count_costs(model: BaselineCNN) -> tuple[int, int]:
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2
 
 
-# ----------------------------------------------------------------------------------------------------
-# Training
-# ----------------------------------------------------------------------------------------------------
+# ---- Training ------------------------------------------------------------------------------------------------------
 
 
 def learning_rate_at(step: int, steps: int, settings: Settings) -> float:
@@ -554,7 +538,7 @@ def train(network: str, data: Dataset, settings: Settings, hardware: Hardware) -
     model.mean, model.std = (t.to(hardware.device) for t in channel_statistics(images.pixels))
     optimizer = make_optimizer(model, settings)
     # Targets as probabilities: the loss on class indices (NLLLoss) is not deterministic on CUDA.
-    targets = torch.eye(len(data.classes), device=hardware.device)
+    targets, smoothing = torch.eye(len(data.classes), device=hardware.device), settings.label_smoothing
     steps_per_epoch = math.ceil(count / settings.batch_size)
     steps = settings.epochs * steps_per_epoch
     history: dict[str, list[float]] = {}
@@ -573,7 +557,7 @@ def train(network: str, data: Dataset, settings: Settings, hardware: Hardware) -
                 with hardware.autocast():
                     logits = model(to_input(batch))
                 labels = all_labels[index]
-                loss = F.cross_entropy(logits.float(), targets[labels], label_smoothing=settings.label_smoothing)
+                loss = F.cross_entropy(logits.float(), targets[labels], label_smoothing=smoothing)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -582,31 +566,28 @@ def train(network: str, data: Dataset, settings: Settings, hardware: Hardware) -
                 if i % 10 == 9 and not bar.disable:  # reading the loss makes a GPU wait
                     seen = bar.n - epoch * count
                     bar.set_postfix_str(f"loss {total[0] / seen:.3f}, accuracy {100 * total[1] / seen:.1f} %")
-            seconds = time.perf_counter() - start
+            train_loss, train_accuracy = total[0].item() / count, 100 * total[1].item() / count
+            seconds = time.perf_counter() - start  # after the line above has waited for a GPU
             scores = predict(model, validation.pixels, settings, hardware)
             row = {
                 "learning_rate": rate,
-                "train_loss": float(total[0]) / count,
-                "train_accuracy": 100 * float(total[1]) / count,
-                "validation_loss": F.cross_entropy(
-                    scores, validation.labels, label_smoothing=settings.label_smoothing
-                ).item(),
+                "train_loss": train_loss,
+                "train_accuracy": train_accuracy,
+                "validation_loss": F.cross_entropy(scores, validation.labels, label_smoothing=smoothing).item(),
                 "validation_accuracy": 100 * (scores.argmax(1) == validation.labels).double().mean().item(),
                 "seconds": seconds,
             }
             for key, value in row.items():
                 history.setdefault(key, []).append(value)
             bar.write(
-                f"{model.title:16s} epoch {epoch + 1:2d}/{settings.epochs}  loss {row['train_loss']:.3f}  "
-                f"train {row['train_accuracy']:5.2f} %  validation {row['validation_accuracy']:5.2f} %  "
+                f"{model.title:16s} epoch {epoch + 1:2d}/{settings.epochs}  loss {train_loss:.3f}  "
+                f"train {train_accuracy:5.2f} %  validation {row['validation_accuracy']:5.2f} %  "
                 f"{count / seconds:,.0f} images/s"
             )
     return model.eval(), history
 
 
-# ----------------------------------------------------------------------------------------------------
-# Weights: reused where they fit, refused where they do not
-# ----------------------------------------------------------------------------------------------------
+# ---- Weights: reused where they fit, refused where they do not -----------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -672,9 +653,7 @@ def load_or_train(network: str, data: Dataset, settings: Settings, hardware: Har
     return trained
 
 
-# ----------------------------------------------------------------------------------------------------
-# Evaluation
-# ----------------------------------------------------------------------------------------------------
+# ---- Evaluation ----------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -723,9 +702,7 @@ def results_table(evaluations: dict[str, Evaluation]) -> list[list[str]]:
     return rows
 
 
-# ----------------------------------------------------------------------------------------------------
-# Explanation: Grad-CAM and failure cases
-# ----------------------------------------------------------------------------------------------------
+# ---- Explanation: Grad-CAM and failure cases -----------------------------------------------------------------------
 
 
 def grad_cam(model: BaselineCNN, pixels: Tensor, classes: Tensor) -> Tensor:
@@ -819,9 +796,7 @@ def find_failures(found: dict[str, Evaluation], labels: Tensor, count: int) -> d
     return groups
 
 
-# ----------------------------------------------------------------------------------------------------
-# Figures: results and a path in, a picture out
-# ----------------------------------------------------------------------------------------------------
+# ---- Figures: results and a path in, a picture out -----------------------------------------------------------------
 
 # Okabe & Ito's colours, told apart by colour-blind readers: one network, one colour, in every figure.
 COLOURS = dict(zip(NETWORKS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=False))
@@ -916,9 +891,7 @@ def draw_failures(groups: dict[str, list[Example]], networks: dict[str, list[str
     write_figure(path, figure)
 
 
-# ----------------------------------------------------------------------------------------------------
-# Report: the numbers, for people and for LaTeX
-# ----------------------------------------------------------------------------------------------------
+# ---- Report: the numbers, for people and for LaTeX -----------------------------------------------------------------
 
 
 def markdown_table(rows: list[list[str]]) -> str:
@@ -958,9 +931,7 @@ def latex_values(comparison: dict[str, Any], rows: list[list[str]]) -> str:
     return "".join(rf"\newcommand{{\{name}}}{{{value}}}" + "\n" for name, value in macros.items())
 
 
-# ----------------------------------------------------------------------------------------------------
-# The run
-# ----------------------------------------------------------------------------------------------------
+# ---- The run -------------------------------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -246,6 +246,17 @@ def test_failures_are_the_most_confident_and_the_lonely_ones():
     assert [shown[0] for _, shown in groups] == ["baseline", "se_attention"] * 2
 
 
+def test_a_perfect_network_has_no_failures_to_show(trained, tmp_path):
+    _, _, data, models = trained
+    perfect = main.evaluate(torch.eye(10)[data.test.labels], data.test.labels, data.classes)
+    found = dict.fromkeys(main.NETWORKS, perfect)
+    groups = main.find_failures(found, data.test.labels, count=3)
+    examples = {title: main.explain(index, shown, models, found, data) for title, (index, shown) in groups.items()}
+    assert all(shown == [] for shown in examples.values())
+    main.draw_failures(examples, {title: shown for title, (_, shown) in groups.items()}, 3, tmp_path / "none.png")
+    assert (tmp_path / "none.png").exists()
+
+
 @pytest.mark.parametrize("network", main.NETWORKS)
 def test_grad_cam_is_the_reference_packages(trained, network):
     _, _, data, models = trained

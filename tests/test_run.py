@@ -139,6 +139,22 @@ def test_foreign_weights_end_in_one_line(tiny_run, tmp_path, content):
     assert "baseline_model.pth" in str(ended.value) and "\n" not in str(ended.value)
 
 
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (main.Path.touch, (self.path,))
+
+
+def test_malicious_weights_execute_nothing(tmp_path):
+    (tmp_path / "models").mkdir()
+    torch.save({"state_dict": Malicious(tmp_path / "pwned")}, tmp_path / "models" / "baseline_model.pth")
+    with pytest.raises(SystemExit, match=r"baseline_model\.pth"):
+        main.main(tiny(tmp_path))
+    assert not (tmp_path / "pwned").exists()
+
+
 def test_swapped_weights_are_refused(tiny_run, tmp_path):
     (tmp_path / "models").mkdir()
     content = (tiny_run / "models" / "se_attention_model.pth").read_bytes()
