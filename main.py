@@ -164,7 +164,7 @@ def choose_hardware(settings: Settings) -> Hardware:
         fast_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         description = torch.cuda.get_device_name()
     else:
-        # The names start with an underscore, but PyTorch's public capability table came only with 2.12.
+        # PyTorch's own checks, though their names start with an underscore.
         amx = torch.cpu._is_amx_tile_supported()
         fast_bf16 = amx or torch.cpu._is_avx512_bf16_supported()
         description = f"{platform.machine()} CPU{' with AMX' if amx else ''}, {torch.get_num_threads()} threads"
@@ -355,13 +355,12 @@ def load_shapes(settings: Settings) -> Dataset:
 LOADERS: dict[str, Callable[[Settings], Dataset]] = {"cifar10": load_cifar10, "shapes": load_shapes}
 
 
-def split_train(data: Dataset, settings: Settings) -> tuple[Images, Images]:
-    """The training images as (train, validation), stratified by class, by the seed."""
-    labels = data.train.labels.numpy()
+def split_train(labels: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+    """Indices of the training images as (train, validation), sorted, stratified by class, by the seed."""
     split = train_test_split(
-        np.arange(len(labels)), test_size=settings.validation, stratify=labels, random_state=settings.seed
+        np.arange(len(labels)), test_size=settings.validation, stratify=labels.numpy(), random_state=settings.seed
     )
-    train, validation = (data.train.select(torch.from_numpy(np.sort(part))) for part in split)
+    train, validation = (torch.from_numpy(np.sort(part)) for part in split)
     return train, validation
 
 
@@ -532,7 +531,7 @@ def plan_epoch(epoch: int, count: int, settings: Settings) -> tuple[Tensor, Tens
 
 def train(network: str, data: Dataset, settings: Settings, hardware: Hardware) -> tuple[BaselineCNN, dict[str, Any]]:
     """Train one network; the last epoch's weights are the result. Returns it with its history by epoch."""
-    images, validation = split_train(data, settings)
+    images, validation = (data.train.select(index) for index in split_train(data.train.labels, settings))
     pixels, all_labels, count = images.pixels.to(hardware.device), images.labels.to(hardware.device), len(images.labels)
     model = build(network, settings, len(data.classes)).to(hardware.device)
     model.mean, model.std = (t.to(hardware.device) for t in channel_statistics(images.pixels))
@@ -784,15 +783,16 @@ def find_failures(found: dict[str, Evaluation], labels: Tensor, count: int) -> d
     Each network's most confident mistakes, and the images on which it alone is wrong, most confident first.
     """
     wrong = {n: e.predicted != labels for n, e in found.items()}
-    groups = {}
-    for n, e in found.items():
-        by_confidence = e.confidence.argsort(descending=True, stable=True)
-        groups[f"{short_title(n)}: most confident mistakes"] = (by_confidence[wrong[n][by_confidence]][:count], [n])
-    for n, e in found.items():
+
+    def most_confident(network: str, among: Tensor) -> Tensor:
+        order = found[network].confidence.argsort(descending=True, stable=True)
+        return order[among[order]][:count]
+
+    groups = {f"{short_title(n)}: most confident mistakes": (most_confident(n, wrong[n]), [n]) for n in found}
+    for n in found:
         others = [other for other in found if other != n]
         alone = wrong[n] & ~torch.stack([wrong[other] for other in others]).any(0)
-        by_confidence = e.confidence.argsort(descending=True, stable=True)
-        groups[f"Only {short_title(n)} is wrong"] = (by_confidence[alone[by_confidence]][:count], [n, *others])
+        groups[f"Only {short_title(n)} is wrong"] = (most_confident(n, alone), [n, *others])
     return groups
 
 
@@ -989,7 +989,7 @@ def run(settings: Settings) -> None:
         shown = {title: networks for title, (_, networks) in failures.items()}
         draw_failures(failure_examples, shown, settings.failure_images, output / "plots" / "failure_cases.png")
 
-    held_out = round(len(data.train.labels) * settings.validation)
+    train_index, validation_index = split_train(data.train.labels, settings)
     comparison: dict[str, Any] = {
         "settings": {k: v for k, v in dataclasses.asdict(settings).items() if not k.endswith("_dir")},
         "device": hardware.description,
@@ -998,8 +998,8 @@ def run(settings: Settings) -> None:
         "classes": data.classes,
         "explained": data.explained,
         "images": {
-            "train": len(data.train.labels) - held_out,
-            "validation": held_out,
+            "train": len(train_index),
+            "validation": len(validation_index),
             "test": len(data.test.labels),
         },
         "networks": {},

@@ -103,7 +103,7 @@ def our_speed(
 ) -> tuple[float, float]:
     """Training and evaluation speed of main.py's own loop, in images/s: the median epoch after the first."""
     model, history = main.train(network, data, settings, hardware)
-    count = len(data.train.labels) - round(len(data.train.labels) * settings.validation)
+    count = len(main.split_train(data.train.labels, settings)[0])
     start = time.perf_counter()
     main.predict(model, data.train.pixels, settings, hardware)
     return count / float(np.median(history["seconds"][1:])), len(data.train.labels) / (time.perf_counter() - start)

@@ -88,6 +88,13 @@ def test_a_rerun_trains_nothing_and_redraws(tiny_run, monkeypatch):
     assert_tree(tiny_run, "shapes")
 
 
+def test_image_counts_are_those_of_the_split(tmp_path):
+    main.main(tiny(tmp_path, "--shapes-train", "305", "--epochs", "1"))  # a tenth of 305 is no whole number
+    settings = main.parse_settings(tiny(tmp_path, "--shapes-train", "305"))
+    train, validation = main.split_train(main.load_shapes(settings).train.labels, settings)
+    assert numbers(tmp_path)["images"] == {"train": len(train), "validation": len(validation), "test": 100}
+
+
 def test_retrain_trains_again(tiny_run, tmp_path, monkeypatch):
     calls = []
     real = main.train
