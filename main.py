@@ -80,7 +80,9 @@ class Settings:
     )
     seed: int = option(42, "seed of all randomness", trains=True)
     # Networks
-    stem: int = option(32, "channels of the first convolution", trains=True)
+    stem: int = option(32, "channels of the fixed whitening convolution, an even number up to 54", trains=True)
+    whitening_images: int = option(5000, "training images whose patches it whitens", trains=True)
+    whitening_epsilon: float = option(0.01, "added to the patches' eigenvalues: keeps noise small", trains=True)
     widths: tuple[int, ...] = option((64, 128, 256), "channels of each stage", trains=True)
     reduction: int = option(8, "SE bottleneck: a stage's channels are divided by this", trains=True)
     # Training recipe
@@ -92,6 +94,8 @@ class Settings:
     warmup: float = option(0.2, "share of the steps in which the learning rate rises", trains=True)
     label_smoothing: float = option(0.1, "share of the target spread over all classes", trains=True)
     crop_padding: int = option(4, "pixels of reflected padding for the random crop", trains=True)
+    small_epochs: int = option(9, "first epochs, trained on images scaled down to --small-size", trains=True)
+    small_size: int = option(24, "pixels along the side of those images", trains=True)
     validation: float = option(0.1, "share of the training images held out for validation", trains=True)
     # The drawn dataset
     shapes_train: int = option(5000, "drawn images to train and validate on", trains=True)
@@ -158,16 +162,17 @@ class Hardware:
 
 
 def choose_hardware(settings: Settings) -> Hardware:
-    """Ask the machine: CUDA if it is there; bfloat16 where it is fast (CUDA, AMX or AVX512-BF16)."""
+    """Ask the machine: CUDA if it is there; bfloat16 where a matrix unit computes it (CUDA's, or AMX on a CPU).
+
+    A CPU with AVX512-BF16 alone stays at fp32: bf16 trained at 0.6 of its speed on a Xeon of that kind.
+    """
     cuda = settings.device != "cpu" and torch.cuda.is_available()
     if cuda:
         fast_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         description = torch.cuda.get_device_name()
     else:
-        # PyTorch's own checks, though their names start with an underscore.
-        amx = torch.cpu._is_amx_tile_supported()
-        fast_bf16 = amx or torch.cpu._is_avx512_bf16_supported()
-        description = f"{platform.machine()} CPU{' with AMX' if amx else ''}, {torch.get_num_threads()} threads"
+        fast_bf16 = torch.cpu._is_amx_tile_supported()  # PyTorch's own check, though its name starts with _
+        description = f"{platform.machine()} CPU{' with AMX' if fast_bf16 else ''}, {torch.get_num_threads()} threads"
     precision = settings.precision if settings.precision != "auto" else ("bf16" if fast_bf16 else "fp32")
     return Hardware(torch.device("cuda" if cuda else "cpu"), precision, description)
 
@@ -416,15 +421,31 @@ class SEBlock(nn.Module):
 
 
 def convolution(channels_in: int, channels_out: int) -> nn.Conv2d:
-    return nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, bias=False)  # batch norm has the bias
+    """3x3, without bias (batch norm has one); its first outputs start as copies of its inputs (as in airbench94)."""
+    layer = nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, bias=False)
+    nn.init.dirac_(layer.weight.data[:channels_in])
+    return layer
+
+
+def whitening_filters(x: Tensor, count: int, epsilon: float) -> Tensor:
+    """Filters [count, 3, 3, 3] whose answers to the 3x3 patches of `x` [N, 3, H, W] are uncorrelated, of equal power.
+
+    The leading eigenvectors of the patches' covariance, each over the root of its eigenvalue plus `epsilon`, and
+    their negatives, since ReLU halves them (Page, "How to train your ResNet", 2019; Jordan, arXiv 2404.00498).
+    """
+    patches = x.unfold(2, 3, 3).unfold(3, 3, 3).permute(0, 2, 3, 1, 4, 5).reshape(-1, 27)
+    powers, vectors = torch.linalg.eigh(patches.double().T.cov())
+    filters = (vectors / (powers + epsilon).sqrt()).T.flip(0)[: count // 2].float().view(-1, 3, 3, 3)
+    return torch.cat([filters, -filters])
 
 
 class BaselineCNN(nn.Module):
-    """A plain network: stem, three stages of two 3x3 convolutions, global average, linear classifier.
+    """A plain network: fixed stem, three stages of two 3x3 convolutions, global average, linear classifier.
 
     A stage is convolution, 2x2 maximum, batch norm, ReLU, convolution, batch norm, ReLU; `attention[i]` follows
-    stage i and does nothing here. Takes float [B, 3, 32, 32] in [0, 1] and normalises it by `mean` and `std` of
-    the training images [3], which travel with the weights. Returns logits [B, classes].
+    stage i and does nothing here. Takes float [B, 3, H, W] in [0, 1] and normalises it by `mean` and `std` of the
+    training images [3]; these and the stem's filters are measured by `fit_input`, not learnt, and travel with the
+    weights. Returns logits [B, classes].
     """
 
     title = "Baseline CNN"
@@ -435,7 +456,7 @@ class BaselineCNN(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(3))
         self.register_buffer("std", torch.ones(3))
-        self.stem = nn.Sequential(convolution(3, settings.stem), nn.BatchNorm2d(settings.stem), nn.ReLU())
+        self.stem = convolution(3, settings.stem).requires_grad_(False)
         self.stages = nn.ModuleList(
             nn.Sequential(
                 convolution(before, width),
@@ -451,9 +472,19 @@ class BaselineCNN(nn.Module):
         self.attention = nn.ModuleList(nn.Identity() for _ in settings.widths)
         self.classifier = nn.Linear(settings.widths[-1], classes)
 
+    @torch.no_grad()
+    def fit_input(self, pixels: Tensor, settings: Settings) -> None:
+        """Measure the normalisation and the stem's whitening filters on training images uint8 [N, 32, 32, 3]."""
+        self.mean, self.std = channel_statistics(pixels)
+        some = self.normalise(to_input(pixels[: settings.whitening_images]))
+        self.stem.weight.copy_(whitening_filters(some, settings.stem, settings.whitening_epsilon))
+
+    def normalise(self, x: Tensor) -> Tensor:
+        return (x - self.mean[:, None, None]) / self.std[:, None, None]
+
     def features(self, x: Tensor) -> Tensor:
         """Images [B, 3, 32, 32] to the activations of the last convolutional stage [B, C, 4, 4]."""
-        x = self.stem((x - self.mean[:, None, None]) / self.std[:, None, None])
+        x = F.relu(self.stem(self.normalise(x)))
         for stage, attention in zip(self.stages, self.attention, strict=True):
             x = attention(stage(x))
         return x
@@ -510,8 +541,8 @@ def learning_rate_at(step: int, steps: int, settings: Settings) -> float:
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.SGD:
     """SGD with Nesterov momentum; weight decay on weights only (Goyal et al., 2017, section 5.3)."""
-    weights = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+    learnt = [p for p in model.parameters() if p.requires_grad]
+    weights, others = [p for p in learnt if p.ndim > 1], [p for p in learnt if p.ndim <= 1]
     groups = [{"params": weights, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum, nesterov=True, fused=True)
 
@@ -520,12 +551,14 @@ def plan_epoch(epoch: int, count: int, settings: Settings) -> tuple[Tensor, Tens
     """Order int64 [N], crop offsets int64 [N, 2] and flips bool [N] of an epoch.
 
     A function of seed and epoch alone, drawn on the CPU: both networks, every device, and a resumed run see the
-    same images in the same order.
+    same images in the same order. Each image is mirrored in every other epoch (Jordan, arXiv 2404.00498): two
+    epochs together show both sides of all of them.
     """
-    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed(settings.seed * 1_000_003)
+    flips = (torch.rand(count, generator=generator) < 0.5) ^ (epoch % 2 == 1)
+    generator.manual_seed(settings.seed * 1_000_003 + epoch + 1)
     order = torch.randperm(count, generator=generator)
     offsets = torch.randint(0, 2 * settings.crop_padding + 1, (count, 2), generator=generator)
-    flips = torch.rand(count, generator=generator) < 0.5
     return order, offsets, flips
 
 
@@ -533,8 +566,9 @@ def train(network: str, data: Dataset, settings: Settings, hardware: Hardware) -
     """Train one network; the last epoch's weights are the result. Returns it with its history by epoch."""
     images, validation = (data.train.select(index) for index in split_train(data.train.labels, settings))
     pixels, all_labels, count = images.pixels.to(hardware.device), images.labels.to(hardware.device), len(images.labels)
-    model = build(network, settings, len(data.classes)).to(hardware.device)
-    model.mean, model.std = (t.to(hardware.device) for t in channel_statistics(images.pixels))
+    model = build(network, settings, len(data.classes))
+    model.fit_input(images.pixels, settings)
+    model.to(hardware.device)
     optimizer = make_optimizer(model, settings)
     # Targets as probabilities: the loss on class indices (NLLLoss) is not deterministic on CUDA.
     targets, smoothing = torch.eye(len(data.classes), device=hardware.device), settings.label_smoothing
@@ -552,9 +586,11 @@ def train(network: str, data: Dataset, settings: Settings, hardware: Hardware) -
                 rate = learning_rate_at(epoch * steps_per_epoch + i, steps, settings)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                batch = crop_and_flip(pixels, index, offsets[index], flips[index], settings.crop_padding)
+                x = to_input(crop_and_flip(pixels, index, offsets[index], flips[index], settings.crop_padding))
+                if epoch < settings.small_epochs:  # progressive resizing: early epochs need no detail, and cost half
+                    x = F.interpolate(x, settings.small_size, mode="bilinear", antialias=True)
                 with hardware.autocast():
-                    logits = model(to_input(batch))
+                    logits = model(x)
                 labels = all_labels[index]
                 loss = F.cross_entropy(logits.float(), targets[labels], label_smoothing=smoothing)
                 optimizer.zero_grad()
