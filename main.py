@@ -27,6 +27,7 @@ import math
 import pickle
 import platform
 import random
+import signal
 import sys
 import time
 import typing
@@ -40,14 +41,19 @@ import cv2
 import matplotlib
 import matplotlib.image
 import numpy as np
+import scipy.stats
 import seaborn as sns
 import sklearn
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import torchvision
 from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
 from sklearn.model_selection import train_test_split
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.power import TTestPower
+from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.datasets import CIFAR10
@@ -79,6 +85,7 @@ class Settings:
         "auto", "arithmetic: auto takes bf16 where the hardware has it", choices=("auto", "fp32", "bf16")
     )
     seed: int = option(42, "seed of all randomness", trains=True)
+    seeds: int = option(1, "train each network with this many seeds, from --seed on")
     # Networks
     stem: int = option(32, "channels of the fixed whitening convolution, an even number up to 54", trains=True)
     whitening_images: int = option(5000, "training images whose patches it whitens", trains=True)
@@ -103,6 +110,9 @@ class Settings:
     shapes_seed: int = option(0, "seed of the drawing, apart from --seed", trains=True)
     # Evaluation
     eval_batch: int = option(1000, "images in an evaluation step")
+    resamples: int = option(10000, "bootstrap resamples behind an interval")
+    level: float = option(0.05, "a difference counts where its test's p is below this; intervals cover the rest")
+    power: float = option(0.8, "chance with which a detectable difference is found")
     gradcam_images: int = option(2, "test images explained per chosen class")
     failure_images: int = option(6, "images in each row of the failure figure")
 
@@ -139,7 +149,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
             parser.add_argument(name, type=kind, choices=f.metadata["choices"], metavar=metavar, **text)
     values = vars(parser.parse_args(arguments))
     settings = Settings(**{**values, "widths": tuple(values["widths"])})
-    for name in ("epochs", "batch_size", "stem", "reduction", "shapes_train", "shapes_test", "eval_batch"):
+    for name in ("seeds", "epochs", "batch_size", "stem", "reduction", "shapes_train", "shapes_test", "eval_batch"):
         if getattr(settings, name) < 1:
             parser.error(f"argument --{name.replace('_', '-')}: must be at least 1")
     if settings.seed < 0:
@@ -156,25 +166,70 @@ class Hardware:
     device: torch.device
     precision: str  # "fp32" or "bf16"
     description: str
+    label: str = ""  # names this process in its lines where there are several
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def choose_hardware(settings: Settings) -> Hardware:
+def choose_hardware(settings: Settings, ranks: Ranks | None = None) -> Hardware:
     """Ask the machine: CUDA if it is there; bfloat16 where a matrix unit computes it (CUDA's, or AMX on a CPU).
+
+    The ranks of a machine have a GPU each, in turn, or an equal share of the cores.
 
     A CPU with AVX512-BF16 alone stays at fp32: bf16 trained at 0.6 of its speed on a Xeon of that kind.
     """
     cuda = settings.device != "cpu" and torch.cuda.is_available()
+    ranks = ranks or Ranks()
+    device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
     if cuda:
+        torch.cuda.set_device(device)
         fast_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         description = torch.cuda.get_device_name()
     else:
+        if ranks.count > 1:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_count))
         fast_bf16 = torch.cpu._is_amx_tile_supported()  # PyTorch's own check, though its name starts with _
         description = f"{platform.machine()} CPU{' with AMX' if fast_bf16 else ''}, {torch.get_num_threads()} threads"
     precision = settings.precision if settings.precision != "auto" else ("bf16" if fast_bf16 else "fp32")
-    return Hardware(torch.device("cuda" if cuda else "cpu"), precision, description)
+    return Hardware(device, precision, description, f"rank {ranks.rank}: " if ranks.count > 1 else "")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that torchrun started, here and on other machines; alone without torchrun."""
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    local_count: int = 1
+    store: dist.Store | None = None  # shared by all, kept by torchrun
+
+    @classmethod
+    def join(cls) -> Ranks:
+        if not dist.is_torchelastic_launched():
+            return cls()
+        store, rank, count = next(dist.rendezvous("env://"))
+        local_rank, local_count = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+        return cls(rank, count, local_rank, local_count, dist.PrefixStore("main.py", store))
+
+    def first(self, event: str) -> bool:
+        """Whether this rank is the first to come to an event, so that one of them speaks."""
+        try:
+            return not self.store or self.store.add(event, 1) == 1
+        except dist.DistError:  # the machine that kept the store is gone
+            return self.local_rank == 0
+
+    def share(self, jobs: Sequence[Any]) -> Iterator[Any]:
+        """The jobs that fall to this process: each goes to the first rank that is free. Rank 0 leaves last."""
+        if not self.store:
+            yield from jobs
+            return
+        while (turn := self.store.add("taken", 1) - 1) < len(jobs):
+            yield jobs[turn]
+            self.store.add("finished", 1)
+        while self.rank == 0 and self.store.add("finished", 0) < len(jobs):
+            time.sleep(0.2)  # not store.wait(), which would hold up signals
 
 
 def make_deterministic(seed: int) -> None:
@@ -575,7 +630,8 @@ def train(network: str, data: Dataset, settings: Settings, hardware: Hardware) -
     steps_per_epoch = math.ceil(count / settings.batch_size)
     steps = settings.epochs * steps_per_epoch
     history: dict[str, list[float]] = {}
-    with tqdm(total=settings.epochs * count, unit="img", disable=not sys.stderr.isatty(), leave=False) as bar:
+    quiet = bool(hardware.label) or not sys.stderr.isatty()  # the bars of several ranks would overwrite each other
+    with tqdm(total=settings.epochs * count, unit="img", disable=quiet, leave=False) as bar:
         for epoch in range(settings.epochs):
             start = time.perf_counter()
             bar.set_description(f"{model.title} epoch {epoch + 1}/{settings.epochs}")
@@ -615,7 +671,8 @@ def train(network: str, data: Dataset, settings: Settings, hardware: Hardware) -
             for key, value in row.items():
                 history.setdefault(key, []).append(value)
             bar.write(
-                f"{model.title:16s} epoch {epoch + 1:2d}/{settings.epochs}  loss {train_loss:.3f}  "
+                f"{hardware.label}{model.title:16s} seed {settings.seed} epoch {epoch + 1:2d}/{settings.epochs}  "
+                f"loss {train_loss:.3f}  "
                 f"train {train_accuracy:5.2f} %  validation {row['validation_accuracy']:5.2f} %  "
                 f"{count / seconds:,.0f} images/s"
             )
@@ -632,6 +689,7 @@ class Trained:
     model: BaselineCNN
     history: dict[str, list[float]]
     trained_on: dict[str, Any]
+    seed: int
 
 
 def versions() -> dict[str, str]:
@@ -669,21 +727,27 @@ def load_weights(path: Path, network: str, classes: int, settings: Settings, har
             raise UserError(f"{path} was trained with other settings, {what}: {cure}")
         model = build(network, settings, classes)
         model.load_state_dict(content["state_dict"])
-        return Trained(model.to(hardware.device).eval(), content["history"], trained_on)
+        return Trained(model.to(hardware.device).eval(), content["history"], trained_on, settings.seed)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a weights file of this program ({type(error).__name__}): {cure}") from error
 
 
-def load_or_train(network: str, data: Dataset, settings: Settings, hardware: Hardware) -> Trained:
-    path = settings.output / "models" / f"{network}_model.pth"
+def weights_path(network: str, seed: int, settings: Settings) -> Path:
+    """The first seed's files have plain names."""
+    suffix = "" if seed == settings.seed else f"_seed{seed}"
+    return settings.output / "models" / f"{network}_model{suffix}.pth"
+
+
+def load_or_train(network: str, seed: int, data: Dataset, settings: Settings, hardware: Hardware) -> Trained:
+    path, settings = weights_path(network, seed, settings), dataclasses.replace(settings, seed=seed)
     if path.exists() and not settings.retrain:
         trained = load_weights(path, network, len(data.classes), settings, hardware)
         on = trained.trained_on
-        print(f"{trained.model.title}: using {path} (trained on {on['device']}, {on['precision']})")
+        print(f"{hardware.label}using {path}, trained on {on['device']}, {on['precision']}", flush=True)
         return trained
     model, history = train(network, data, settings, hardware)
     on = {"device": hardware.description, "precision": hardware.precision, "versions": versions()}
-    trained = Trained(model, history, on)
+    trained = Trained(model, history, on, seed)
     save_weights(path, network, trained, settings)
     return trained
 
@@ -726,14 +790,143 @@ def evaluate(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Evaluati
     return Evaluation(logits, round(100 * float(right.sum() / matrix.sum()), 4), by_name, matrix)
 
 
-def results_table(evaluations: dict[str, Evaluation]) -> list[list[str]]:
-    """Header and rows: class, first network, then each other network and its change from the first, in percent."""
-    first, *others = evaluations
-    rows = [["Class", short_title(first), *(text for n in others for text in (short_title(n), "Change"))]]
-    accuracy = {n: {**e.class_accuracy, "Overall": e.accuracy} for n, e in evaluations.items()}
-    for name, base in accuracy[first].items():
-        changes = (text for n in others for text in (f"{accuracy[n][name]:.2f}", f"{accuracy[n][name] - base:+.2f}"))
-        rows.append([name, f"{base:.2f}", *changes])
+# ---- Statistics: a verdict by rule ---------------------------------------------------------------------------------
+
+
+def accuracy_intervals(runs: Sequence[Evaluation], settings: Settings) -> dict[str, tuple[float, float, float]]:
+    """Accuracy overall and by class with its interval, in percent.
+
+    One seed: Wilson's interval, of these weights on other images. More: mean and t interval, of other seeds' weights.
+    """
+    counts = [{"overall": (e.confusion.trace(), e.confusion.sum())} for e in runs]
+    for count, e in zip(counts, runs, strict=True):
+        count.update(zip(e.class_accuracy, zip(e.confusion.diagonal(), e.confusion.sum(1), strict=True), strict=True))
+    found = {}
+    for name in counts[0]:
+        shares = np.array([100 * count[name][0] / max(1, count[name][1]) for count in counts])
+        if len(runs) == 1:
+            low, high = proportion_confint(*counts[0][name], alpha=settings.level, method="wilson")
+            found[name] = (float(shares[0]), 100 * float(low), 100 * float(high))
+        else:
+            found[name] = (float(shares.mean()), *t_test(shares, settings)[:2])
+    return found
+
+
+def t_test(values: np.ndarray, settings: Settings) -> tuple[float, float, float]:
+    """t interval of the mean of `values` [S], and p of the t test that it is zero; equal values leave no doubt."""
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0]), float(values[0] == 0)
+    test = scipy.stats.ttest_1samp(values, 0)
+    low, high = test.confidence_interval(1 - settings.level)
+    return float(low), float(high), float(test.pvalue)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's correction of several tests; statsmodels' own collects garbage at each call, a quarter of a second."""
+    order = np.argsort(ps)
+    corrected = np.maximum.accumulate(np.asarray(ps)[order] * np.arange(len(ps), 0, -1)).clip(max=1)
+    return corrected[np.argsort(order)].tolist()
+
+
+def bootstrap_interval(change: np.ndarray, settings: Settings) -> tuple[float, float]:
+    """Percentile interval of the mean of `change` [seeds, images], whose seeds and images are both drawn again.
+
+    With one seed, the paired bootstrap over images. Equal columns are drawn together: the distribution is the same.
+    """
+    rng = np.random.default_rng(settings.seed)
+    columns, counts = np.unique(change, axis=1, return_counts=True)
+    by_seed = rng.multinomial(counts.sum(), counts / counts.sum(), settings.resamples) @ columns.T / counts.sum()
+    weights = rng.multinomial(len(change), np.full(len(change), 1 / len(change)), settings.resamples) / len(change)
+    low, high = np.quantile((by_seed * weights).sum(1), [settings.level / 2, 1 - settings.level / 2])
+    return float(low), float(high)
+
+
+def compare_group(change: np.ndarray, settings: Settings) -> dict[str, Any]:
+    """How the accuracy of one network differs from another's on some test images, in percentage points.
+
+    `change` [seeds, images] is 1 where only this network is right, -1 where only the other is, else 0. `interval` and
+    `p` come from the seeds (paired t test) where there are several, else from the images (paired bootstrap, exact
+    McNemar test).
+    """
+    pairs = []
+    for row in change:
+        gained, lost = int((row > 0).sum()), int((row < 0).sum())
+        p = float(mcnemar([[0, gained], [lost, 0]], exact=True).pvalue) if gained + lost else 1.0
+        interval = bootstrap_interval(100 * row[None], settings)
+        pairs.append({"only_this_right": gained, "only_first_right": lost, "mcnemar_p": p, "interval": interval})
+    found: dict[str, Any] = {"difference": 100 * change.mean(), "pairs": pairs}
+    if len(change) == 1:
+        return {**found, "interval": pairs[0]["interval"], "p": pairs[0]["mcnemar_p"]}
+    differences = 100 * change.mean(1)
+    low, high, p = t_test(differences, settings)
+    return {
+        **found, "interval": (low, high), "p": p, "standard_deviation": float(differences.std(ddof=1)),
+        "interval_over_seeds_and_images": bootstrap_interval(100 * change, settings),
+    }  # fmt: skip
+
+
+def compare(
+    runs: Sequence[Evaluation], first: Sequence[Evaluation], labels: Tensor, classes: Sequence[str], settings: Settings
+) -> dict[str, Any]:
+    """Compare a network's runs with the first network's, overall and by class, and say the verdict.
+
+    The rule: "better" or "worse" where p is below the level, after Holm's correction over the classes.
+    """
+    right, right_first = (np.stack([e.predicted == labels for e in all_runs]).astype(int) for all_runs in (runs, first))
+    change = right - right_first
+    overall = compare_group(change, settings)
+    if len(change) > 1:
+        effect = TTestPower().solve_power(nobs=len(change), alpha=settings.level, power=settings.power)
+        overall["detectable_difference"] = float(effect) * overall["standard_deviation"]
+    by_class = [compare_group(change[:, (labels == k).numpy()], settings) for k in range(len(classes))]
+    for rows, key in [([overall], "p"), (by_class, "p")] + [
+        ([group["pairs"][s] for group in by_class], "mcnemar_p") for s in range(len(change))
+    ]:
+        for row, p in zip(rows, holm([row[key] for row in rows]), strict=True):
+            row[f"{key}_holm"] = p
+    for row in (overall, *by_class):
+        side = "better" if row["difference"] > 0 else "worse"
+        row["verdict"] = side if row["p_holm"] < settings.level else "not distinguishable"
+    return {"overall": overall, "classes": dict(zip(classes, by_class, strict=True))}
+
+
+def say_verdict(network: str, found: dict[str, Any], settings: Settings) -> str:
+    """The comparison in words, the same words whichever way it fell."""
+    overall, titles = found["overall"], [NETWORKS[n].title for n in (network, next(iter(NETWORKS)))]
+    link = {"better": "is better than", "worse": "is worse than"}
+    relation = link.get(overall["verdict"], "is not distinguishable from")
+    low, high = overall["interval"]
+    test = f"paired t test over {settings.seeds} seeds" if settings.seeds > 1 else "exact McNemar test"
+    sentence = (
+        f"{titles[0]} {relation} {titles[1]}: {overall['difference']:+.2f} percentage points, "
+        f"{100 * (1 - settings.level):g} % interval {low:+.2f} to {high:+.2f} ({test}, p = {overall['p']:.2g})."
+    )
+    if settings.seeds == 1:
+        sentence += " That holds for these two trained networks; one seed can't speak for the architecture."
+    else:
+        smallest = overall["detectable_difference"]
+        sentence += f" So many seeds detect a difference of {smallest:.2f} points {settings.power:.0%} of the time."
+    groups: dict[str, list[str]] = {"better": [], "worse": []}
+    for name, row in found["classes"].items():
+        groups.setdefault(row["verdict"], []).append(name)
+    by_class = (f"{side} on {', '.join(groups[side]) or 'none'}" for side in ("better", "worse"))
+    return f"{sentence} By class, Holm-corrected: {', '.join(by_class)}."
+
+
+def results_table(
+    intervals: dict[str, dict[str, tuple[float, float, float]]], compared: dict[str, dict[str, Any]]
+) -> list[list[str]]:
+    """Header and rows: class, each network's accuracy, and each other network's change, its interval and p."""
+    header = ["Class", *(short_title(n) for n in intervals)]
+    rows = [[*header, *(text for _ in compared for text in ("Change", "Interval", "p (Holm)"))]]
+    first, *_ = intervals.values()
+    for name in (*(key for key in first if key != "overall"), "overall"):
+        row = ["Overall" if name == "overall" else name, *(f"{found[name][0]:.2f}" for found in intervals.values())]
+        for found in compared.values():
+            group = found["overall"] if name == "overall" else found["classes"][name]
+            low, high = group["interval"]
+            row += [f"{group['difference']:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{group['p_holm']:.2g}"]
+        rows.append(row)
     return rows
 
 
@@ -838,14 +1031,18 @@ def find_failures(found: dict[str, Evaluation], labels: Tensor, count: int) -> d
 COLOURS = dict(zip(NETWORKS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=False))
 
 
-def draw_curves(history: dict[str, list[float]], network: str, path: Path) -> None:
+def draw_curves(histories: Sequence[dict[str, list[float]]], network: str, path: Path) -> None:
+    """The first seed's curves; those of other seeds faintly behind."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    epochs = range(1, len(history["train_loss"]) + 1)
     for axes, quantity, label in zip(
         figure.subplots(1, 2), ("loss", "accuracy"), ("loss", "accuracy (%)"), strict=True
     ):
-        axes.plot(epochs, history[f"train_{quantity}"], "--", color=COLOURS[network], label="training (augmented)")
-        axes.plot(epochs, history[f"validation_{quantity}"], "o-", ms=4, color=COLOURS[network], label="validation")
+        for k, history in enumerate(histories):
+            epochs = range(1, len(history["train_loss"]) + 1)
+            how = {"color": COLOURS[network], "alpha": 1 if k == 0 else 0.25, "zorder": 3 if k == 0 else 2}
+            names = ("training (augmented)", "validation") if k == 0 else (None, None)
+            axes.plot(epochs, history[f"train_{quantity}"], "--", label=names[0], **how)
+            axes.plot(epochs, history[f"validation_{quantity}"], "o-", ms=4, label=names[1], **how)
         axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
@@ -853,22 +1050,50 @@ def draw_curves(history: dict[str, list[float]], network: str, path: Path) -> No
     write_figure(path, figure)
 
 
-def draw_accuracy(found: dict[str, Evaluation], path: Path) -> None:
+def draw_accuracy(intervals: dict[str, dict[str, tuple[float, float, float]]], path: Path) -> None:
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     axes = figure.subplots()
-    width = 0.8 / len(found)
-    names: list[str] = []
-    for k, (n, e) in enumerate(found.items()):
-        values = {**e.class_accuracy, "Overall": e.accuracy}
-        names = list(values)
-        at = np.arange(len(values)) + (k - (len(found) - 1) / 2) * width
-        bars = axes.bar(at, list(values.values()), width, color=COLOURS[n], label=short_title(n))
-        axes.bar_label(bars, fmt=lambda value: f"{value:.1f}".replace("100.0", "100"), fontsize=7, padding=2)
-    axes.set_xticks(range(len(names)), names)
-    lowest = min(min(e.class_accuracy.values()) for e in found.values())
-    axes.set(ylabel="test accuracy (%)", ylim=(max(0, 10 * math.floor(lowest / 10 - 1)), 102))
+    width = 0.8 / len(intervals)
+    for k, (n, found) in enumerate(intervals.items()):
+        value, low, high = np.array([*list(found.values())[1:], found["overall"]]).T
+        at = np.arange(len(found)) + (k - (len(intervals) - 1) / 2) * width
+        axes.bar(at, value, width, color=COLOURS[n], label=short_title(n))
+        axes.errorbar(at, value, [value - low, high - value], fmt="none", ecolor="black", elinewidth=1, capsize=2)
+        for x, y, top in zip(at, value, high, strict=True):
+            axes.annotate(f"{y:.1f}".replace("100.0", "100"), (x, max(y, top)), (0, 2), ha="center", fontsize=7,
+                          textcoords="offset points")  # fmt: skip
+    axes.set_xticks(range(len(found)), [*list(found)[1:], "Overall"])
+    lowest = min(low for found in intervals.values() for _, low, _ in found.values())
+    axes.set(ylabel="test accuracy (%)", ylim=(max(0, 10 * math.floor(lowest / 10 - 1)), 103))
     axes.legend(loc="lower right", framealpha=1)
     axes.grid(visible=False, axis="x")
+    write_figure(path, figure)
+
+
+def draw_seeds(accuracy: dict[str, list[float]], compared: dict[str, Any], settings: Settings, path: Path) -> None:
+    """Left: each seed's networks, joined. Right: each seed's change, and the mean change with its interval."""
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    first, *others = accuracy
+    seeds = range(settings.seed, settings.seed + settings.seeds)
+    for of_seed in zip(*accuracy.values(), strict=True):
+        left.plot(range(len(of_seed)), of_seed, color="0.6", lw=1, zorder=1)
+    for k, (n, values) in enumerate(accuracy.items()):
+        left.scatter([k] * len(values), values, color=COLOURS[n], zorder=2)
+    left.set_xticks(range(len(accuracy)), [short_title(n) for n in accuracy])
+    left.set(xlim=(-0.5, len(accuracy) - 0.5), ylabel="test accuracy (%)")
+    for n in others:
+        change = np.subtract(accuracy[n], accuracy[first])
+        mean, (low, high) = compared[n]["overall"]["difference"], compared[n]["overall"]["interval"]
+        right.scatter(seeds, change, color=COLOURS[n], label=f"{short_title(n)} of a seed")
+        interval = f"{1 - settings.level:.0%} interval of the mean"
+        right.axhspan(low, high, color=COLOURS[n], alpha=0.2, lw=0, label=interval)
+        right.axhline(mean, color=COLOURS[n], label=f"mean {mean:+.2f}")
+    right.axhline(0, color="black", lw=1)
+    right.set_xticks(list(seeds))
+    right.set(xlabel="seed", ylabel=f"change from {short_title(first)} (points)")
+    right.margins(y=0.15)
+    right.legend(fontsize=8)
     write_figure(path, figure)
 
 
@@ -977,31 +1202,46 @@ def timed(phase: str, seconds: dict[str, float]) -> Iterator[None]:
     seconds[phase] = round(time.perf_counter() - start, 2)
 
 
-def run(settings: Settings) -> None:
+def run(settings: Settings, ranks: Ranks) -> None:
     """The README's list of steps, in its order."""
     make_deterministic(settings.seed)
     keep_freed_memory()
     sns.set_theme(style="whitegrid", font="DejaVu Sans")
-    hardware = choose_hardware(settings)
+    hardware = choose_hardware(settings, ranks)
     output = settings.output
     seconds: dict[str, float] = {}
-    print(f"Running on {hardware.description}, {hardware.precision}; results go to {output}/")
+    if ranks.rank == 0:
+        print(f"Running on {hardware.description}, {hardware.precision}; results go to {output}/", flush=True)
 
     with timed("data", seconds):
         data = LOADERS[settings.dataset](settings)
 
-    trained: dict[str, Trained] = {}
-    for n in NETWORKS:
-        with timed(f"training_{n}", seconds):
-            trained[n] = load_or_train(n, data, settings, hardware)
-        draw_curves(trained[n].history, n, output / "plots" / f"{n}_curves.png")
-    models = {n: t.model for n, t in trained.items()}
+    with timed("training", seconds):
+        seeds = range(settings.seed, settings.seed + settings.seeds)
+        jobs = [(n, seed) for n in reversed(NETWORKS) for seed in seeds]  # longest first: the ranks finish together
+        own = {(n, s): load_or_train(n, s, data, settings, hardware) for n, s in ranks.share(jobs)}
+    if ranks.rank != 0:
+        return
+    others_done = dataclasses.replace(settings, retrain=False)
+    trained = {
+        n: [own.get((n, seed)) or load_or_train(n, seed, data, others_done, hardware) for seed in seeds]
+        for n in NETWORKS
+    }
+    models = {n: of_seeds[0].model for n, of_seeds in trained.items()}  # the first seed's are explained
 
     with timed("evaluation", seconds):
-        found = {
-            n: evaluate(predict(model, data.test.pixels, settings, hardware), data.test.labels, data.classes)
-            for n, model in models.items()
+        runs = {
+            n: [
+                evaluate(predict(t.model, data.test.pixels, settings, hardware), data.test.labels, data.classes)
+                for t in of_seeds
+            ]
+            for n, of_seeds in trained.items()
         }
+        found = {n: of_seeds[0] for n, of_seeds in runs.items()}
+        intervals = {n: accuracy_intervals(of_seeds, settings) for n, of_seeds in runs.items()}
+        first, *others = runs
+        compared = {n: compare(runs[n], runs[first], data.test.labels, data.classes, settings) for n in others}
+        verdicts = {n: say_verdict(n, result, settings) for n, result in compared.items()}
 
     with timed("explanation", seconds):
         chosen = choose_examples(data, settings.gradcam_images)
@@ -1012,7 +1252,11 @@ def run(settings: Settings) -> None:
         }
 
     with timed("figures", seconds):
-        draw_accuracy(found, output / "plots" / "accuracy_comparison.png")
+        for n, of_seeds in trained.items():
+            draw_curves([t.history for t in of_seeds], n, output / "plots" / f"{n}_curves.png")
+        draw_accuracy(intervals, output / "plots" / "accuracy_comparison.png")
+        accuracy = {n: [e.accuracy for e in of_seeds] for n, of_seeds in runs.items()}
+        draw_seeds(accuracy, compared, settings, output / "plots" / "seeds.png")
         for n, e in found.items():
             title = f"{NETWORKS[n].title}: {e.accuracy:.2f} %"
             draw_confusion(e.confusion, data.classes, title, output / "plots" / f"confusion_matrix_{n}.png")
@@ -1038,55 +1282,75 @@ def run(settings: Settings) -> None:
             "validation": len(validation_index),
             "test": len(data.test.labels),
         },
-        "networks": {},
+        "networks": {n: describe(trained[n], runs[n], intervals[n]) for n in NETWORKS},
+        "compared_with_first": compared,
+        "verdicts": verdicts,
+        "seconds": seconds,
     }
-    for n, e in found.items():
-        parameters, multiply_adds = count_costs(models[n])
-        comparison["networks"][n] = {
-            "title": models[n].title,
-            "parameters": parameters,
-            "multiply_adds": multiply_adds,
-            "trained_on": trained[n].trained_on,
-            "history": trained[n].history,
-            "accuracy": e.accuracy,
-            "class_accuracy": e.class_accuracy,
-            "confusion_matrix": e.confusion.tolist(),
-        }
-        write_json(output / "results" / f"{n}_classwise_accuracy.json", e.class_accuracy)
-    comparison["seconds"] = seconds
-    rows = results_table(found)
+    for n, result in comparison["networks"].items():
+        write_json(output / "results" / f"{n}_classwise_accuracy.json", result["class_accuracy"])
+    rows = results_table(intervals, compared)
     table = markdown_table(rows)
     write_json(output / "results" / "comparison.json", comparison)
     write_file(output / "results" / "summary.md", summarise(comparison, table))
     write_file(output / "results" / "report_values.tex", latex_values(comparison, rows))
-    print(f"\nTest accuracy (%)\n{table}\n\nEverything is in {output}/")
+    print("\nTest accuracy (%)", table, "", *verdicts.values(), "", f"Everything is in {output}/", sep="\n")
+
+
+def describe(
+    trained: Sequence[Trained], runs: Sequence[Evaluation], intervals: dict[str, tuple[float, float, float]]
+) -> dict[str, Any]:
+    """A network for comparison.json: costs, mean accuracies with intervals, and every seed's results."""
+    parameters, multiply_adds = count_costs(trained[0].model)
+    return {
+        "title": trained[0].model.title,
+        "parameters": parameters,
+        "multiply_adds": multiply_adds,
+        "accuracy": intervals["overall"][0],
+        "class_accuracy": {name: value for name, (value, _, _) in intervals.items() if name != "overall"},
+        "intervals": {name: bounds for name, (_, *bounds) in intervals.items()},
+        "runs": [
+            {
+                "seed": t.seed,
+                "accuracy": e.accuracy,
+                "class_accuracy": e.class_accuracy,
+                "confusion_matrix": e.confusion.tolist(),
+                "trained_on": t.trained_on,
+                "history": t.history,
+            }
+            for t, e in zip(trained, runs, strict=True)
+        ],
+    }
 
 
 def summarise(comparison: dict[str, Any], table: str) -> str:
-    networks = comparison["networks"].values()
     settings = comparison["settings"]
-    costs = "; ".join(
-        f"{n['title']}: {n['parameters']:,} parameters, {n['multiply_adds'] / 1e6:.1f} M multiply-adds, trained on "
-        f"{n['trained_on']['device']} in {n['trained_on']['precision']}, {sum(n['history']['seconds']):.0f} s"
-        for n in networks
-    )
+    lines = [f"# {settings['dataset']}: test accuracy (%)", table, *comparison["verdicts"].values()]
+    seeds = f"seeds {settings['seed']} to {settings['seed'] + settings['seeds'] - 1}"
     images = comparison["images"]["test"]
-    return (
-        f"# {settings['dataset']}: test accuracy (%)\n\n{table}\n\n"
-        f"{settings['epochs']} epochs, seed {settings['seed']}, {images:,} test images. {costs}.\n"
-    )
+    lines.append(f"{settings['epochs']} epochs, {seeds}, {images:,} test images.")
+    rows = [["Network", "Parameters", "Multiply-adds", "Seed", "Accuracy", "Seconds", "Trained on"]]
+    for n in comparison["networks"].values():
+        costs = [f"{n['parameters']:,}", f"{n['multiply_adds'] / 1e6:.1f} M"]
+        for run in n["runs"]:
+            on = f"{run['trained_on']['device']}, {run['trained_on']['precision']}"
+            seconds = f"{sum(run['history']['seconds']):.0f}"
+            rows.append([n["title"], *costs, str(run["seed"]), f"{run['accuracy']:.2f}", seconds, on])
+    return "\n\n".join([*lines, markdown_table(rows)]) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse_settings(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how torchrun stops the other ranks when one dies
+    ranks = Ranks.join()
     try:
-        run(settings)
-    except UserError as error:
+        run(settings, ranks)
+    except (UserError, OSError) as error:
         sys.exit(f"main.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("main.py: interrupted")
-    except OSError as error:
-        sys.exit(f"main.py: {error}")
+    except (KeyboardInterrupt, dist.DistError):
+        which = f", or another of the {ranks.count} ranks died" if ranks.count > 1 else ""
+        kept = f"what finished is kept in {settings.output}/, and the same command goes on from there"
+        sys.exit(f"main.py: interrupted{which}; {kept}" if ranks.first("farewell") else 1)
 
 
 if __name__ == "__main__":
