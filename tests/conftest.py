@@ -36,7 +36,7 @@ def trained(tmp_path_factory):
     settings = main.parse_settings(arguments)
     main.make_deterministic(settings.seed)
     hardware, data = main.choose_hardware(settings), main.load_shapes(settings)
-    models = {n: main.load_or_train(n, data, settings, hardware).model for n in main.NETWORKS}
+    models = {n: main.train_to_file(n, settings.seed, data, settings, hardware).model for n in main.NETWORKS}
     return settings, hardware, data, models
 
 

@@ -1,11 +1,5 @@
 """The parts of main.py, each against an independent reference."""
 
-import hashlib
-import http.server
-import io
-import tarfile
-import threading
-
 import numpy as np
 import pytest
 import torch
@@ -113,55 +107,6 @@ def test_shapes_are_drawn_from_their_seed_with_true_masks():
     assert all(np.abs(polygon).max() <= 1.36 for shape in classes.values() for polygon, _ in shape)
 
 
-@pytest.fixture
-def cifar10_server(tmp_path, monkeypatch):
-    """A local HTTP server with a small archive in CIFAR-10's place; yields its address."""
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w:gz") as archive:
-        member = tarfile.TarInfo("cifar-10-batches-py/batches.meta")
-        member.size = 5
-        archive.addfile(member, io.BytesIO(b"hello"))
-    monkeypatch.setattr(main.CIFAR10, "tgz_md5", hashlib.md5(made.getvalue()).hexdigest())
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            body = {"/good": made.getvalue(), "/wrong": b"<html>sorry</html>"}.get(self.path)
-            self.send_response(200 if body else 404)
-            self.end_headers()
-            self.wfile.write(body or b"")
-
-        do_HEAD = do_GET  # noqa: N815 - the name that http.server calls
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", made.getvalue()
-    server.shutdown()
-
-
-def test_download_goes_on_to_the_next_mirror(cifar10_server, tmp_path):
-    address, _ = cifar10_server
-    main.fetch_cifar10(tmp_path, [f"{address}/absent", f"{address}/wrong", f"{address}/good"])
-    assert (tmp_path / "cifar-10-batches-py" / "batches.meta").read_bytes() == b"hello"
-
-
-def test_archive_in_place_is_unpacked_without_network(cifar10_server, tmp_path):
-    _, archive = cifar10_server
-    (tmp_path / "cifar-10-python.tar.gz").write_bytes(archive)
-    main.fetch_cifar10(tmp_path, ["http://127.0.0.1:1/nobody-here"])
-    assert (tmp_path / "cifar-10-batches-py" / "batches.meta").exists()
-
-
-def test_download_failure_says_what_was_tried_and_what_to_do(cifar10_server, tmp_path):
-    address, _ = cifar10_server
-    with pytest.raises(main.UserError) as failed:
-        main.fetch_cifar10(tmp_path, [f"{address}/absent", f"{address}/wrong"])
-    for part in (f"{address}/absent", f"{address}/wrong", "cifar-10-python.tar.gz", "--dataset shapes"):
-        assert part in str(failed.value)
-
-
 # Models
 
 
@@ -211,18 +156,31 @@ def test_a_network_normalises_by_its_buffers():
 
 
 def test_learning_rate_warms_up_and_decays_to_zero():
-    settings = small_settings(learning_rate=0.4, warmup=0.25)
-    rates = [main.learning_rate_at(step, 400, settings) for step in range(401)]
-    assert max(rates) == pytest.approx(0.4, rel=0.02) and np.argmax(rates) in (99, 100)
+    settings = small_settings(warmup=0.25)
+    rates = [main.learning_rate_share(step, 400, settings) for step in range(401)]
+    assert max(rates) == pytest.approx(1, rel=0.02) and np.argmax(rates) in (99, 100)
     assert np.all(np.diff(rates[:99]) > 0) and np.all(np.diff(rates[101:]) < 0) and rates[400] == 0
 
 
-def test_only_weights_decay():
+def test_every_parameter_has_its_optimizer():
     model = main.build("se_attention", small_settings(), classes=10)
-    decayed, plain = main.make_optimizer(model, small_settings()).param_groups
+    muon, sgd = main.make_optimizers(model, small_settings())
+    (convolutions,), (decayed, plain) = muon.param_groups, sgd.param_groups
     assert decayed["weight_decay"] == small_settings().weight_decay and plain["weight_decay"] == 0
-    assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim == 1 for p in plain["params"])
-    assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters())) - 1  # the stem is fixed
+    kinds = {4: convolutions, 2: decayed, 1: plain}
+    assert all(p.ndim == ndim for ndim, group in kinds.items() for p in group["params"])
+    assert sum(len(group["params"]) for group in kinds.values()) == len(list(model.parameters())) - 1  # fixed stem
+
+
+def test_muon_steps_orthogonally():
+    weight = torch.nn.Parameter(torch.randn(16, 4, 3, 3))
+    weight.grad = torch.randn(16, 4, 3, 3)
+    before = weight.detach() * 4 / weight.detach().norm()
+    main.Muon([weight], {"lr": 0.1, "momentum": 0.8}).step()
+    step = ((before - weight.detach()) / 0.1).flatten(1).double()
+    u, _, v = torch.linalg.svd(weight.grad.flatten(1).double(), full_matrices=False)
+    assert (torch.linalg.svdvals(step) - 0.9).abs().max() < 0.4  # as near as three iterations come
+    assert (step * (u @ v)).sum() / (step.norm() * 4) > 0.97
 
 
 def test_the_stem_whitens_patches():
@@ -245,7 +203,7 @@ def test_convolutions_start_as_copies():
 
 
 def test_early_epochs_are_small_and_training_moves_all_but_the_stem(monkeypatch):
-    settings = small_settings(shapes_train=200, epochs=3, small_epochs=2, small_size=20, batch_size=90)
+    settings = small_settings(shapes_train=200, epochs=4, image_sizes=(20, 24, 32), batch_size=90)
     data = main.load_shapes(settings)
     sizes = []
     real = main.BaselineCNN.features
@@ -253,10 +211,12 @@ def test_early_epochs_are_small_and_training_moves_all_but_the_stem(monkeypatch)
         main.BaselineCNN, "features", lambda m, x: sizes.append((m.training, x.shape[-1])) or real(m, x)
     )
     model, _ = main.train("se_attention", data, settings, main.choose_hardware(settings))
-    assert [size for training, size in sizes if training] == [20] * 4 + [32] * 2
+    assert [size for training, size in sizes if training] == [20] * 2 + [24] * 2 + [32] * 4
     assert {size for training, size in sizes if not training} == {32}
     fresh = main.build("se_attention", settings, classes=10)
     fresh.fit_input(data.train.select(main.split_train(data.train.labels, settings)[0]).pixels, settings)
+    assert main.image_size_at(0, small_settings(epochs=1)) == 32
+    assert [main.image_size_at(e, small_settings()) for e in range(15)] == [20] * 5 + [24] * 5 + [32] * 5
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, fresh.get_parameter(n))}
     assert {n for n, _ in model.named_parameters()} - moved == {"stem.weight"}
 
@@ -270,9 +230,18 @@ def test_evaluation_counts():
     found = main.evaluate(torch.eye(3)[called], labels, ("a", "b", "c"))
     assert found.accuracy == 75 and found.class_accuracy == {"a": 75, "b": 100, "c": 50}
     assert found.confusion.tolist() == [[3, 1, 0], [0, 2, 0], [1, 0, 1]]
-    rows = main.results_table({"baseline": found, "se_attention": main.evaluate(torch.eye(3)[labels], labels, "abc")})
-    assert rows[0] == ["Class", "Baseline", "SE-Attention", "Change"] and rows[1] == ["a", "75.00", "100.00", "+25.00"]
-    assert rows[-1] == ["Overall", "75.00", "100.00", "+25.00"]
+    runs = {"baseline": [found], "se_attention": [main.evaluate(torch.eye(3)[labels], labels, ("a", "b", "c"))]}
+    settings = main.Settings(resamples=100)
+    intervals = {n: main.accuracy_intervals(of_seeds, settings) for n, of_seeds in runs.items()}
+    compared = main.compare(runs["se_attention"], runs["baseline"], labels, ("a", "b", "c"), settings)
+    rows = main.results_table(intervals, {"se_attention": compared})
+    assert rows[0] == ["Class", "Baseline", "SE-Attention", "Change", "Interval", "p (Holm)"]
+    assert rows[1][:4] == ["a", "75.00", "100.00", "+25.00"] and rows[-1][:4] == [
+        "Overall",
+        "75.00",
+        "100.00",
+        "+25.00",
+    ]
 
 
 def test_failures_are_the_most_confident_and_the_lonely_ones():
@@ -368,7 +337,7 @@ def test_damaged_cifar10_is_not_unpickled(cifar10_dir, tmp_path, monkeypatch):
             target.write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "pwned").encode() + b"'\ntR.")
         else:
             target.symlink_to(file)
-    monkeypatch.setattr(main, "CIFAR10_MIRRORS", ["http://127.0.0.1:1/nobody-here"])
+    monkeypatch.setattr(main, "CIFAR10_MIRRORS", ("http://127.0.0.1:1/nobody-here",))
     with pytest.raises(SystemExit) as ended:
         main.main(tiny(tmp_path / "out", "--dataset", "cifar10", "--data-dir", str(tmp_path)))
     assert "could not be downloaded" in str(ended.value) and not (tmp_path / "pwned").exists()

@@ -1,5 +1,6 @@
 """Whole runs of main.py: what they leave, that they repeat, and when they refuse."""
 
+import hashlib
 import json
 
 import cv2
@@ -20,13 +21,13 @@ def tree(dataset):
     yield from ("results/comparison.json", "results/summary.md", "results/report_values.tex")
     yield from ("plots/baseline_curves.png", "plots/se_attention_curves.png", "plots/accuracy_comparison.png")
     yield from ("plots/confusion_matrix_baseline.png", "plots/confusion_matrix_se_attention.png")
-    yield from ("plots/failure_cases.png", *(f"plots/gradcam_{name}.png" for name in names))
+    yield from ("plots/seeds.png", "plots/failure_cases.png", *(f"plots/gradcam_{name}.png" for name in names))
     yield from (f"gradcam/{n}/{name}.png" for n in main.NETWORKS for name in names)
 
 
 def assert_tree(output, dataset):
     expected = set(tree(dataset))
-    assert {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()} == expected
+    assert {str(path.relative_to(output)) for path in output.rglob("[!.]*") if path.is_file()} == expected
     for name in expected:
         if name.endswith(".png"):
             picture = cv2.imread(str(output / name))
@@ -39,7 +40,7 @@ def numbers(output):
     def strip(value):
         if isinstance(value, dict):
             return {k: strip(v) for k, v in value.items() if k not in ("seconds", "retrain")}
-        return value
+        return [strip(v) for v in value] if isinstance(value, list) else value
 
     return strip(json.loads((output / "results" / "comparison.json").read_text()))
 
@@ -54,8 +55,9 @@ def test_a_run_leaves_the_whole_tree(tiny_run):
     assert list(accuracy) == list(main.SHAPES) and all(0 <= value <= 100 for value in accuracy.values())
     comparison = json.loads((tiny_run / "results" / "comparison.json").read_text())
     for network in comparison["networks"].values():
-        assert sum(map(sum, network["confusion_matrix"])) == 100
-        assert all(len(values) == 2 for values in network["history"].values())
+        (run,) = network["runs"]
+        assert run["seed"] == 42 and sum(map(sum, run["confusion_matrix"])) == 100
+        assert all(len(values) == 2 for values in run["history"].values())
         assert network["accuracy"] == pytest.approx(sum(network["class_accuracy"].values()) / 10)
     assert "| Overall" in (tiny_run / "results" / "summary.md").read_text()
 
@@ -101,7 +103,7 @@ def test_retrain_trains_again(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(main, "train", lambda *a: calls.append(a[0]) or real(*a))
     before = weights(tiny_run, "baseline")
     main.main(tiny(tiny_run, "--retrain"))
-    assert calls == list(main.NETWORKS)
+    assert sorted(calls) == sorted(main.NETWORKS)
     assert all(torch.equal(value, before[key]) for key, value in weights(tiny_run, "baseline").items())
 
 
@@ -120,7 +122,7 @@ def test_weights_of_other_settings_are_refused(tiny_run, change):
     with pytest.raises(SystemExit) as ended:
         main.main(tiny(tiny_run, *change))
     message = str(ended.value)
-    for part in (change[0].strip("-").replace("-", "_"), "baseline_model.pth", "--retrain", "--output-dir"):
+    for part in (change[0].strip("-").replace("-", "_"), "_model.pth", "--retrain", "--output-dir"):
         assert part in message
     assert "\n" not in message
     assert (tiny_run / "models" / "baseline_model.pth").read_bytes() == before
@@ -154,9 +156,13 @@ class Malicious:
         return (main.Path.touch, (self.path,))
 
 
-def test_malicious_weights_execute_nothing(tmp_path):
-    (tmp_path / "models").mkdir()
-    torch.save({"state_dict": Malicious(tmp_path / "pwned")}, tmp_path / "models" / "baseline_model.pth")
+@pytest.mark.parametrize("sealed", [False, True])
+def test_malicious_weights_execute_nothing(tmp_path, sealed):
+    path = tmp_path / "models" / "baseline_model.pth"
+    path.parent.mkdir()
+    torch.save({"state_dict": Malicious(tmp_path / "pwned")}, path)
+    if sealed:
+        path.write_bytes(path.read_bytes() + hashlib.sha256(path.read_bytes()).digest())
     with pytest.raises(SystemExit, match=r"baseline_model\.pth"):
         main.main(tiny(tmp_path))
     assert not (tmp_path / "pwned").exists()
@@ -166,7 +172,7 @@ def test_swapped_weights_are_refused(tiny_run, tmp_path):
     (tmp_path / "models").mkdir()
     content = (tiny_run / "models" / "se_attention_model.pth").read_bytes()
     (tmp_path / "models" / "baseline_model.pth").write_bytes(content)
-    with pytest.raises(SystemExit, match="se_attention, not baseline"):
+    with pytest.raises(SystemExit, match=r"network se_attention \(now baseline\)"):
         main.main(tiny(tmp_path))
 
 

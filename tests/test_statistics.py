@@ -121,7 +121,7 @@ def same_networks(tmp_path_factory):
 
     patch = pytest.MonkeyPatch()
     patch.setattr(main, "SEBlock", Open)
-    settings = main.Settings(dataset="shapes", shapes_train=400, shapes_test=1000, epochs=12, small_epochs=0)
+    settings = main.Settings(dataset="shapes", shapes_train=400, shapes_test=1000, epochs=12, image_sizes=(32,))
     settings = main.dataclasses.replace(settings, batch_size=32, stem=8, widths=(16, 16, 16))
     main.make_deterministic(0)
     hardware, data = main.choose_hardware(settings), main.load_shapes(settings)
