@@ -415,8 +415,11 @@ def fetch_cifar10(settings: Settings) -> None:
             if part.exists() and part.stat().st_size > before:
                 waiting.append(url)  # slow or broken off, but it gives: the others first, then go on here
             problems[url] = error
-    with tarfile.open(archive) as content:
-        content.extractall(settings.data_dir, filter="data")  # refuses members outside the folder
+    try:
+        with tarfile.open(archive) as content:
+            content.extractall(settings.data_dir, filter="data")  # refuses members outside the folder
+    except tarfile.TarError as error:
+        raise UserError(f"{archive} cannot be unpacked: {error}") from error
 
 
 def load_cifar10(settings: Settings) -> Dataset:

@@ -1,0 +1,544 @@
+"""What happens to real runs: broken downloads, kills, full disks, damaged files, wrong settings.
+
+`python -m pytest -m slow -s` runs all of it and prints how many faults of each kind were tried; the rest runs always.
+"""
+
+import collections
+import hashlib
+import http.server
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import typing
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny
+
+import main
+
+MAIN = Path(main.__file__)
+TRIED = collections.Counter()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def counts():
+    yield
+    print("\nfaults tried: " + ", ".join(f"{count} {kind}" for kind, count in TRIED.items()))
+
+
+# Downloads
+
+
+def archive_of(*members):
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz") as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return made.getvalue()
+
+
+ARCHIVE = archive_of(("cifar-10-batches-py/batches.meta", random.Random(0).randbytes(600_000)))
+
+
+class Mirror(http.server.BaseHTTPRequestHandler):
+    """A server whose path says what is wrong with it; remembers what it was asked."""
+
+    asked: typing.ClassVar[list] = []
+
+    def do_GET(self):
+        fault = self.path.strip("/")
+        start = int(self.headers.get("Range", "bytes=0-")[6:-1])
+        self.asked.append((fault, start))
+        body = ARCHIVE
+        if fault in ("404", "503"):
+            self.send_error(int(fault))
+            return
+        if fault == "loop":
+            self.send_response(302)
+            self.send_header("Location", "/loop")
+            self.end_headers()
+            return
+        if fault == "silent":
+            time.sleep(3)
+            return
+        if fault == "html":
+            body = b"<html>We are down for maintenance</html>"
+        if fault == "short":
+            body = ARCHIVE[: len(ARCHIVE) // 2]
+        if fault == "other":
+            body = bytes(len(ARCHIVE))
+        if fault == "norange":
+            start = 0
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body) - start))
+        self.send_header("Content-Type", "text/html" if fault == "html" else "application/gzip")
+        self.end_headers()
+        body = body[start:]
+        if fault in ("broken", "norange"):
+            body = body[: len(ARCHIVE) // 3]
+        if fault == "slow":
+            for i in range(0, len(body), 2**16):
+                self.wfile.write(body[i : i + 2**16])
+                time.sleep(0.3)
+        else:
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def mirrors(monkeypatch, tmp_path):
+    """Makes settings whose mirrors have the faults named."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(main.CIFAR10, "tgz_md5", hashlib.md5(ARCHIVE).hexdigest())
+    monkeypatch.setattr(main, "CIFAR10_BYTES", len(ARCHIVE))
+    Mirror.asked = []
+
+    def make(*faults):
+        address = f"http://127.0.0.1:{server.server_port}"
+        urls = [f"{address}/{fault}" if fault != "nobody" else "http://127.0.0.1:1/" for fault in faults]
+        monkeypatch.setattr(main, "CIFAR10_MIRRORS", tuple(urls))
+        TRIED["downloads"] += 1
+        return main.Settings(data_dir=tmp_path / "data", connect_seconds=1, slow_seconds=1, slow_rate=1000)
+
+    (tmp_path / "data").mkdir()
+    yield make
+    server.shutdown()
+
+
+def arrived(settings):
+    names = sorted(path.name for path in settings.data_dir.iterdir())
+    return names == ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
+
+
+FAULTS = ("404", "503", "html", "short", "other", "loop", "silent", "nobody")
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, "broken", "norange"])
+def test_next_mirror_takes_over(mirrors, fault):
+    settings = mirrors(fault, "good")
+    main.fetch_cifar10(settings)
+    assert arrived(settings)
+    assert [asked for asked, _ in Mirror.asked][-1] == "good"
+
+
+def test_broken_transfers_resume_where_they_broke(mirrors):
+    settings = mirrors("404", "broken")
+    main.fetch_cifar10(settings)
+    starts = [start for fault, start in Mirror.asked if fault == "broken"]
+    assert arrived(settings) and len(starts) == 4 and starts == sorted(starts) and starts[1] > 0
+
+
+def test_slow_mirror_is_left_while_another_remains(mirrors):
+    settings = mirrors("slow", "good")
+    main.fetch_cifar10(settings)
+    assert arrived(settings) and [fault for fault, _ in Mirror.asked] == ["slow", "good"]
+    assert Mirror.asked[1][1] > 0  # what the slow one gave is not thrown away
+
+
+@pytest.mark.parametrize("others", [(), ("404",), ("nobody", "html")])
+def test_slow_mirror_is_used_if_it_is_the_last(mirrors, others):
+    settings = mirrors("slow", *others)
+    main.fetch_cifar10(settings)
+    assert arrived(settings)
+
+
+def test_a_given_mirror_comes_first(mirrors):
+    settings = mirrors("good")
+    other = main.CIFAR10_MIRRORS[0].replace("good", "also-good")
+    main.fetch_cifar10(main.dataclasses.replace(settings, mirror=other))
+    assert arrived(settings) and [fault for fault, _ in Mirror.asked] == ["also-good"]
+
+
+def test_archive_in_place_needs_no_network(mirrors):
+    settings = mirrors("nobody")
+    (settings.data_dir / "cifar-10-python.tar.gz").write_bytes(ARCHIVE)
+    main.fetch_cifar10(settings)
+    assert arrived(settings)
+
+
+def test_when_no_mirror_is_left_one_message_says_all(mirrors, capsys):
+    settings = mirrors(*FAULTS, "norange")
+    with pytest.raises(SystemExit) as ended:
+        main.main(["--data-dir", str(settings.data_dir), "--output-dir", str(settings.data_dir / "out"),
+                   "--connect-seconds", "1", "--slow-seconds", "1"])  # fmt: skip
+    message = str(ended.value)
+    for url in main.CIFAR10_MIRRORS:
+        assert url in message
+    for part in (
+        "404",
+        "503",
+        "text/html",
+        "MD5",
+        "cifar-10-python.tar.gz",
+        str(settings.data_dir),
+        "--dataset shapes",
+    ):
+        assert part in message
+    assert "\n" not in message and "Traceback" not in capsys.readouterr().err
+
+
+def test_members_outside_the_folder_are_refused(mirrors, monkeypatch):
+    settings = mirrors("nobody")
+    evil = archive_of(("../evil", b"evil"))
+    monkeypatch.setattr(main.CIFAR10, "tgz_md5", hashlib.md5(evil).hexdigest())
+    (settings.data_dir / "cifar-10-python.tar.gz").write_bytes(evil)
+    with pytest.raises(SystemExit, match="evil"):
+        main.main(["--data-dir", str(settings.data_dir), "--output-dir", str(settings.data_dir / "out")])
+    assert not (settings.data_dir.parent / "evil").exists()
+
+
+# Kills
+
+
+def start(output, *more, **how):
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **how}
+    return subprocess.Popen([sys.executable, str(MAIN), *tiny(output, *more)], **how)
+
+
+def fingerprint(output):
+    """Weights and numbers of a run; no timings, no paths."""
+    found = {}
+    for path in sorted((output / "models").glob("*.pth")):
+        state = torch.load(path, weights_only=True)["state_dict"]
+        found[path.name] = hashlib.sha256(b"".join(v.numpy().tobytes() for v in state.values())).hexdigest()
+
+    def strip(value):
+        if isinstance(value, dict):
+            return {k: strip(v) for k, v in value.items() if k != "seconds"}
+        return [strip(v) for v in value] if isinstance(value, list) else value
+
+    return found, strip(json.loads((output / "results" / "comparison.json").read_text()))
+
+
+LONG = ("--epochs", "12")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    output = tmp_path_factory.mktemp("uninterrupted")
+    since = time.monotonic()
+    process = start(output, *LONG)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return fingerprint(output), time.monotonic() - since
+
+
+def killed_and_resumed(output, uninterrupted, moments, number=signal.SIGKILL):
+    expected, _ = uninterrupted
+    for moment in moments:
+        process = start(output, *LONG)
+        try:
+            process.communicate(timeout=moment)
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+            process.communicate()
+            TRIED["kills"] += 1
+    process = start(output, *LONG)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert fingerprint(output) == expected
+    assert not list(output.rglob("*resume*")) and not list(output.rglob(".*.tmp"))
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(uninterrupted, tmp_path):
+    _, seconds = uninterrupted
+    killed_and_resumed(tmp_path, uninterrupted, [0.5 * seconds, 0.6 * seconds])
+
+
+@pytest.mark.slow
+def test_25_kills_at_random_moments(uninterrupted, tmp_path):
+    _, seconds = uninterrupted
+    rng = random.Random(0)
+    for i in range(25):
+        killed_and_resumed(tmp_path / str(i), uninterrupted, [rng.uniform(0.1, 1) * seconds])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_soon_and_says_how_to_go_on(tmp_path, number):
+    process = start(tmp_path, "--epochs", "2000")
+    while not list(tmp_path.rglob("*resume.pth")):
+        time.sleep(0.1)
+        assert process.poll() is None, process.communicate()
+    process.send_signal(number)
+    since = time.monotonic()
+    _, errors = process.communicate(timeout=20)
+    assert time.monotonic() - since < 5 and process.returncode != 0
+    assert "interrupted" in errors and "same command goes on" in errors and "Traceback" not in errors
+    TRIED["kills"] += 1
+
+
+def test_a_second_run_on_the_same_folder_stops_at_once(tmp_path):
+    first = start(tmp_path, "--epochs", "2000")
+    while not list(tmp_path.rglob("*resume.pth")):
+        time.sleep(0.1)
+    second = start(tmp_path, "--epochs", "2000")
+    _, errors = second.communicate(timeout=60)
+    assert second.returncode != 0 and f"process {first.pid} " in errors and "Traceback" not in errors
+    assert first.poll() is None
+    first.kill()
+    first.communicate()
+    TRIED["second runs"] += 1
+
+
+# Ranks
+
+
+def torchrun(output, *more):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29511", str(MAIN)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, *tiny(output, *more)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def test_ranks_share_the_trainings_and_give_the_bits_of_one_process(tmp_path):
+    shared = torchrun(tmp_path / "shared", "--seeds", "2")
+    out, errors = shared.communicate(timeout=300)
+    assert shared.returncode == 0, errors
+    for rank in (0, 1):
+        assert f"rank {rank}: " in out
+    one_thread = f"import torch, main; torch.set_num_threads(1); main.main({tiny(tmp_path / 'alone', '--seeds', '2')})"
+    alone = subprocess.run([sys.executable, "-c", one_thread], cwd=MAIN.parent, capture_output=True, text=True)
+    assert alone.returncode == 0, alone.stderr
+    assert fingerprint(tmp_path / "shared") == fingerprint(tmp_path / "alone")
+
+
+def test_a_dead_rank_ends_the_run_and_the_rerun_trains_what_was_missing(tmp_path):
+    many = ("--seeds", "2", "--epochs", "40")
+    run = torchrun(tmp_path, *many)
+    while len([p for p in (tmp_path / "models").glob("*.pth") if "resume" not in p.name]) < 2:
+        time.sleep(0.05)
+        assert run.poll() is None, run.communicate()
+    ranks = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(ranks[1]), signal.SIGKILL)
+    since = time.monotonic()
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode != 0 and time.monotonic() - since < 60
+    lines = [line for line in errors.splitlines() if line.startswith("main.py:")]
+    assert len(lines) == 1 and "ranks died" in lines[0] and "same command goes on" in lines[0]
+    finished = [p.name for p in (tmp_path / "models").glob("*.pth") if "resume" not in p.name]
+    assert len(finished) >= 2
+    again = torchrun(tmp_path, *many)
+    out, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors
+    for name in finished:
+        assert f"Using {tmp_path / 'models' / name}" in out
+    TRIED["dead ranks"] += 1
+
+
+# Files
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], capture_output=True
+    ).returncode:
+        pytest.skip("no right to mount a small file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def refused(capsys, *arguments):
+    """The one line in which main.py ends."""
+    with pytest.raises(SystemExit) as ended:
+        main.main(list(arguments))
+    assert "\n" not in str(ended.value) and "Traceback" not in capsys.readouterr().err
+    return str(ended.value)
+
+
+def test_a_full_disk_ends_in_one_line_and_leaves_no_part(full_disk, capsys):
+    message = refused(capsys, *tiny(full_disk))
+    assert "No space left" in message
+    assert not list(full_disk.rglob(".*.tmp"))
+    for path in full_disk.rglob("*.pth"):
+        main.read_tensors(path)  # what is there is whole
+    TRIED["full disks"] += 1
+
+
+def test_an_output_that_is_a_file_is_named(tmp_path, capsys):
+    (tmp_path / "taken").write_text("mine")
+    assert "taken" in refused(capsys, *tiny(tmp_path / "taken"))
+    assert "taken" in refused(capsys, *tiny(tmp_path / "taken" / "below"))
+    assert (tmp_path / "taken").read_text() == "mine"
+    TRIED["blocked paths"] += 2
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_output_is_named(tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    assert str(tmp_path) in refused(capsys, *tiny(tmp_path / "out"))
+    tmp_path.chmod(0o700)
+    TRIED["blocked paths"] += 1
+
+
+def damaged(content, other, rng):
+    """Content with a flipped bit, cut short, with two parts swapped, or another file's."""
+    kind = rng.choice(["flip", "cut", "swap", "other"])
+    changed = bytearray(content)
+    if kind == "flip":
+        changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    elif kind == "cut":
+        del changed[rng.randrange(len(changed)) :]
+    elif kind == "swap":
+        half, size = len(changed) // 2, rng.randrange(1, 1000)
+        a, b = rng.randrange(half - size), half + rng.randrange(half - size)
+        changed[a : a + size], changed[b : b + size] = changed[b : b + size], changed[a : a + size]
+    else:
+        changed = bytearray(other)
+    return bytes(changed), kind
+
+
+@pytest.fixture(scope="module")
+def half_done(tmp_path_factory):
+    """A folder with one network finished and the other half-way."""
+    output = tmp_path_factory.mktemp("half")
+    process = start(output, "--epochs", "4")
+    process.communicate()
+    whole = fingerprint(output)
+    (output / "models" / "baseline_model.pth").rename(output / "models" / "kept")
+    patch = pytest.MonkeyPatch()
+    real = main.predict
+    calls = []
+    patch.setattr(main, "predict", lambda *a: calls.append(0) or (sys.exit(9) if len(calls) > 2 else real(*a)))
+    with pytest.raises(SystemExit):
+        main.main(tiny(output, "--epochs", "4"))
+    patch.undo()
+    (output / "models" / "kept").unlink()
+    assert sorted(path.name for path in (output / "models").iterdir()) == [
+        "baseline_model_resume.pth",
+        "se_attention_model.pth",
+    ]
+    return output, whole
+
+
+def corrupt(half_done, tmp_path, capsys, count):
+    """Damage a file of a half-done run, run again: a clear line, or the right result."""
+    output, whole = half_done
+    rng = random.Random(count)
+    names = ["baseline_model_resume.pth", "se_attention_model.pth"]
+    for i in range(count):
+        copy = tmp_path / str(i)
+        shutil.copytree(output, copy)
+        name, other = rng.sample(names, 2)
+        path = copy / "models" / name
+        content, kind = damaged(path.read_bytes(), (copy / "models" / other).read_bytes(), rng)
+        unchanged = content == path.read_bytes()
+        path.write_bytes(content)
+        try:
+            main.main(tiny(copy, "--epochs", "4"))
+            assert unchanged and fingerprint(copy) == whole, (name, kind)
+        except SystemExit as ended:
+            assert name in str(ended) and "\n" not in str(ended), (name, kind)
+        TRIED[f"{kind} of {'weights' if name == names[1] else 'resume file'}"] += 1
+        shutil.rmtree(copy)
+    capsys.readouterr()
+
+
+def test_damaged_weights_are_refused(half_done, tmp_path, capsys):
+    corrupt(half_done, tmp_path, capsys, 12)
+
+
+@pytest.mark.slow
+def test_150_damaged_weights_and_resume_files(half_done, tmp_path, capsys):
+    corrupt(half_done, tmp_path, capsys, 150)
+
+
+@pytest.mark.slow
+def test_50_damaged_data_batches(cifar10_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(main, "CIFAR10_MIRRORS", ("http://127.0.0.1:1/",))
+    source = Path(cifar10_dir) / "cifar-10-batches-py"
+    rng = random.Random(1)
+    names = sorted(path.name for path in source.iterdir() if path.name.startswith(("data", "test", "batches.meta")))
+    for _ in range(50):
+        folder = tmp_path / source.name
+        folder.mkdir()
+        broken, other = rng.sample(names, 2)
+        for file in source.iterdir():
+            (folder / file.name).symlink_to(file)
+        (folder / broken).unlink()
+        content, kind = damaged((source / broken).read_bytes(), (source / other).read_bytes(), rng)
+        (folder / broken).write_bytes(content)
+        message = refused(capsys, "--data-dir", str(tmp_path), "--output-dir", str(tmp_path / "out"))
+        assert "could not be downloaded" in message
+        shutil.rmtree(folder)
+        TRIED[f"{kind} of data batches"] += 1
+
+
+def test_weights_that_are_not_finite_are_refused(tiny_run, tmp_path, capsys):
+    shutil.copytree(tiny_run / "models", tmp_path / "models")
+    path = tmp_path / "models" / "se_attention_model.pth"
+    content = main.read_tensors(path)
+    content["state_dict"]["classifier.bias"][3] = float("nan")
+    main.write_tensors(path, content)
+    assert "not finite" in (message := refused(capsys, *tiny(tmp_path))) and path.name in message
+    del content["state_dict"]["classifier.bias"]
+    main.write_tensors(path, content)
+    assert path.name in refused(capsys, *tiny(tmp_path))
+    content["state_dict"]["classifier.bias"] = torch.zeros(7)
+    main.write_tensors(path, content)
+    assert path.name in refused(capsys, *tiny(tmp_path))
+    TRIED["foreign weights"] += 3
+
+
+# Training and settings
+
+
+def test_a_loss_that_is_not_finite_stops_training(tmp_path, capsys):
+    message = refused(capsys, *tiny(tmp_path, "--learning-rate", "1e8"))
+    for part in ("epoch 1", "step", "learning rates"):
+        assert part in message
+    assert not list(tmp_path.rglob("*.pth"))
+    TRIED["diverged trainings"] += 1
+
+
+def test_a_full_gpu_says_what_to_lower(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(main, "train", fail)
+    assert "--batch-size" in refused(capsys, *tiny(tmp_path))
+
+
+BAD = [
+    "--epochs 0", "--epochs -3", "--epochs x", "--batch-size 0", "--batch-size 60000", "--seed -1", "--seeds 0",
+    "--learning-rate nan", "--learning-rate inf", "--learning-rate 0", "--momentum 1", "--validation 0",
+    "--validation 1", "--label-smoothing 1", "--warmup 1", "--crop-padding 40", "--widths 0", "--widths", "--stem 3",
+    "--image-sizes 20 24", "--image-sizes 64 32", "--reduction 0", "--device tpu", "--precision fp8",
+    "--dataset mnist", "--shapes-train 3", "--level 0", "--nonsense 1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_impossible_settings_are_usage_errors(bad, capsys, monkeypatch):
+    monkeypatch.setattr(main, "run", None)  # nothing may be started
+    with pytest.raises(SystemExit) as ended:
+        main.main(bad.split())
+    assert ended.value.code == 2
+    errors = capsys.readouterr().err
+    assert bad.split()[0] in errors and "Traceback" not in errors
+    TRIED["impossible settings"] += 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_absent_cuda_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main.main(["--device", "cuda"])
+    assert ended.value.code == 2 and "no CUDA device" in capsys.readouterr().err
