@@ -58,6 +58,7 @@ from sklearn.model_selection import train_test_split
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
+from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.datasets import CIFAR10
@@ -113,16 +114,14 @@ class Settings:
     # Training recipe
     epochs: int = recipe(15, "passes over the training images", (1, MANY))
     batch_size: int = recipe(256, "images in a training step", (1, MANY))
-    muon_rate: float = recipe(0.025, "peak learning rate of Muon, which trains the convolutions", (1e-9, 1e9))
-    muon_momentum: float = recipe(0.8, "Nesterov momentum of Muon", (0, 0.999))
-    learning_rate: float = recipe(0.2, "peak learning rate of SGD, which trains all else", (1e-9, 1e9))
-    momentum: float = recipe(0.9, "Nesterov momentum of SGD", (0, 0.999))
-    weight_decay: float = recipe(1e-3, "L2 penalty, on linear layers' weights only", (0, 1))
+    learning_rate: float = recipe(0.2, "peak learning rate of SGD", (1e-9, 1e9))
+    momentum: float = recipe(0.9, "Nesterov momentum", (0, 0.999))
+    weight_decay: float = recipe(1e-3, "L2 penalty, on weights only (not on biases or batch norm)", (0, 1))
     warmup: float = recipe(0.2, "share of the steps in which the learning rate rises", (0, 0.99))
     label_smoothing: float = recipe(0.1, "share of the target spread over all classes", (0, 0.99))
     crop_padding: int = recipe(4, "pixels of reflected padding for the random crop", (0, 31))
     image_sizes: tuple[int, ...] = recipe(
-        (20, 24, 32), "sides of the images, each for a share of epochs", (8, IMAGE_SIZE)
+        (24, 24, 32, 32, 32), "sides of the images, each for a share of epochs", (8, IMAGE_SIZE)
     )
     validation: float = recipe(0.1, "share of the training images held out for validation", (0.01, 0.9))
     # The drawn dataset
@@ -680,10 +679,10 @@ def count_costs(model: BaselineCNN) -> tuple[int, int]:
 # ---- Training ------------------------------------------------------------------------------------------------------
 
 
-def learning_rate_share(step: int, steps: int, settings: Settings) -> float:
-    """Share of the peak rate: linear warm-up, then linear decay to zero (one-cycle; Smith & Topin, 2018)."""
+def learning_rate_at(step: int, steps: int, settings: Settings) -> float:
+    """Linear warm-up to the peak, then linear decay to zero (one-cycle; Smith & Topin, 2018)."""
     warm = settings.warmup * steps
-    return min((step + 1) / (warm + 1), (steps - step) / (steps - warm))
+    return settings.learning_rate * min((step + 1) / (warm + 1), (steps - step) / (steps - warm))
 
 
 def image_size_at(epoch: int, settings: Settings) -> int:
@@ -692,47 +691,12 @@ def image_size_at(epoch: int, settings: Settings) -> int:
     return settings.image_sizes[math.ceil((epoch + 1) * stages / settings.epochs) - 1]
 
 
-class Muon(torch.optim.Optimizer):
-    """Nesterov momentum whose step of a convolution is replaced by the nearest orthogonal matrix (Jordan, 2024).
-
-    All directions of a weight matrix then learn at the same pace: fewer epochs to the same accuracy. As in airbench94,
-    weights [out, in, 3, 3] are kept at norm sqrt(out), since batch norm makes their scale irrelevant. PyTorch's own
-    Muon takes matrices only.
-    """
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for p in group["params"]:
-                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                momentum.mul_(group["momentum"]).add_(p.grad)
-                nesterov = p.grad.add(momentum, alpha=group["momentum"])
-                p.mul_(len(p) ** 0.5 / p.norm())
-                p.sub_(orthogonalise(nesterov.flatten(1)).view_as(p), alpha=group["lr"])
-
-
-def orthogonalise(x: Tensor, iterations: int = 3) -> Tensor:
-    """About the orthogonal matrix nearest to `x` [M, N], M <= N, by a quintic Newton-Schulz iteration."""
-    x = x / (x.norm() + 1e-7)
-    for _ in range(iterations):
-        a = x @ x.mT
-        x = 3.4445 * x + (2.0315 * a @ a - 4.7750 * a) @ x
-    return x
-
-
-def make_optimizers(model: nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
-    """Muon for convolutions, SGD for the rest; weight decay on weights only (Goyal et al., 2017, section 5.3)."""
+def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.SGD:
+    """SGD with Nesterov momentum; weight decay on weights only (Goyal et al., 2017, section 5.3)."""
     learnt = [p for p in model.parameters() if p.requires_grad]
-    linear, others = [p for p in learnt if p.ndim == 2], [p for p in learnt if p.ndim == 1]
-    groups = [{"params": linear, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    muon = {"lr": settings.muon_rate, "momentum": settings.muon_momentum}
-    optimizers = [
-        Muon([p for p in learnt if p.ndim == 4], muon),
-        torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum, nesterov=True, fused=True),
-    ]
-    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        group["peak"] = group["lr"]
-    return optimizers
+    weights, others = [p for p in learnt if p.ndim > 1], [p for p in learnt if p.ndim <= 1]
+    groups = [{"params": weights, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum, nesterov=True, fused=True)
 
 
 def plan_epoch(epoch: int, count: int, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
@@ -763,7 +727,7 @@ def train(
     model = build(network, settings, len(data.classes))
     model.fit_input(images.pixels, settings)
     model.to(hardware.device)
-    optimizers = make_optimizers(model, settings)
+    optimizer = make_optimizer(model, settings)
     # Targets as probabilities: the loss on class indices (NLLLoss) is not deterministic on CUDA.
     targets, smoothing = torch.eye(len(data.classes), device=hardware.device), settings.label_smoothing
     steps_per_epoch = math.ceil(count / settings.batch_size)
@@ -773,8 +737,7 @@ def train(
         state = read_state(half_way, network, settings, hardware.precision)
         try:
             model.load_state_dict(state["state_dict"])
-            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
+            optimizer.load_state_dict(state["optimizer"])
             history = state["history"]
         except (KeyError, ValueError, RuntimeError) as error:
             raise UserError(f"{half_way} does not hold this network's training: {CURE}") from error
@@ -793,9 +756,9 @@ def train(
             losses = torch.zeros(steps_per_epoch, device=hardware.device)  # summed over a batch
             right = torch.zeros((), device=hardware.device, dtype=torch.int64)
             for i, index in enumerate(order.tensor_split(steps_per_epoch)):
-                share = learning_rate_share(epoch * steps_per_epoch + i, steps, settings)
-                for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-                    group["lr"] = group["peak"] * share
+                rate = learning_rate_at(epoch * steps_per_epoch + i, steps, settings)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
                 x = to_input(crop_and_flip(pixels, index, offsets[index], flips[index], settings.crop_padding))
                 if size != IMAGE_SIZE:
                     x = F.interpolate(x, size, mode="bilinear", antialias=True)
@@ -803,11 +766,9 @@ def train(
                     logits = model(x)
                 labels = all_labels[index]
                 loss = F.cross_entropy(logits.float(), targets[labels], label_smoothing=smoothing)
-                model.zero_grad()
+                optimizer.zero_grad()
                 loss.backward()
-                for optimizer in optimizers:
-                    with hardware.autocast():  # Muon's matrix products
-                        optimizer.step()
+                optimizer.step()
                 losses[i] = loss.detach() * len(index)
                 right += (logits.argmax(1) == labels).sum()
                 bar.update(len(index))
@@ -818,13 +779,12 @@ def train(
             seconds = time.perf_counter() - start  # after the line above has waited for a GPU
             if not math.isfinite(train_loss):
                 step = int(losses.isfinite().logical_not().nonzero()[0])
-                share = learning_rate_share(epoch * steps_per_epoch + step, steps, settings)
-                rates = f"{settings.muon_rate * share:.3g} (Muon) and {settings.learning_rate * share:.3g} (SGD)"
-                where = f"epoch {epoch + 1}, step {step + 1}, at learning rates {rates}"
-                raise UserError(f"the loss of {model.title} is {losses[step]} in {where}: lower them")
+                rate = learning_rate_at(epoch * steps_per_epoch + step, steps, settings)
+                where = f"epoch {epoch + 1}, step {step + 1}, at learning rate {rate:.3g}"
+                raise UserError(f"the loss of {model.title} is {losses[step]} in {where}: lower --learning-rate")
             scores = predict(model, validation.pixels, settings, hardware)
             row = {
-                "learning_rate": settings.learning_rate * share,
+                "learning_rate": rate,
                 "train_loss": train_loss,
                 "train_accuracy": train_accuracy,
                 "validation_loss": F.cross_entropy(scores, validation.labels, label_smoothing=smoothing).item(),
@@ -841,7 +801,7 @@ def train(
             )
             content["state_dict"] = {name: value.cpu() for name, value in model.state_dict().items()}
             if half_way and epoch + 1 < settings.epochs:
-                write_tensors(half_way, {**content, "optimizers": [o.state_dict() for o in optimizers]})
+                write_tensors(half_way, {**content, "optimizer": optimizer.state_dict()})
     return model.eval(), content
 
 
@@ -963,7 +923,11 @@ class Evaluation:
         return self.logits.softmax(1).amax(1)
 
 
-def evaluate(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Evaluation:
+def evaluate(model: BaselineCNN, data: Dataset, settings: Settings, hardware: Hardware) -> Evaluation:
+    return evaluate_logits(predict(model, data.test.pixels, settings, hardware), data.test.labels, data.classes)
+
+
+def evaluate_logits(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Evaluation:
     matrix = confusion_matrix(labels.numpy(), logits.argmax(1).numpy(), labels=range(len(classes)))
     right = matrix.diagonal()
     by_class = 100 * right / matrix.sum(1).clip(1)
@@ -974,23 +938,23 @@ def evaluate(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Evaluati
 # ---- Statistics: a verdict by rule ---------------------------------------------------------------------------------
 
 
-def accuracy_intervals(runs: Sequence[Evaluation], settings: Settings) -> dict[str, tuple[float, float, float]]:
+Intervals = dict[str, tuple[float, float, float]]  # accuracy, low and high in percent, of "overall" and each class
+
+
+def accuracy_intervals(runs: Sequence[Evaluation], settings: Settings) -> Intervals:
     """Accuracy overall and by class with its interval, in percent.
 
     One seed: Wilson's interval, of these weights on other images. More: mean and t interval, of other seeds' weights.
     """
-    counts = [{"overall": (e.confusion.trace(), e.confusion.sum())} for e in runs]
-    for count, e in zip(counts, runs, strict=True):
-        count.update(zip(e.class_accuracy, zip(e.confusion.diagonal(), e.confusion.sum(1), strict=True), strict=True))
-    found = {}
-    for name in counts[0]:
-        shares = np.array([100 * count[name][0] / max(1, count[name][1]) for count in counts])
-        if len(runs) == 1:
-            low, high = proportion_confint(*counts[0][name], alpha=settings.level, method="wilson")
-            found[name] = (float(shares[0]), 100 * float(low), 100 * float(high))
-        else:
-            found[name] = (float(shares.mean()), *t_test(shares, settings)[:2])
-    return found
+    right = np.array([[e.confusion.trace(), *e.confusion.diagonal()] for e in runs])  # [seeds, 1 + classes]
+    count = np.array([runs[0].confusion.sum(), *runs[0].confusion.sum(1)])
+    shares = 100 * right / count.clip(1)
+    if len(runs) == 1:
+        bounds = 100 * np.transpose(proportion_confint(right[0], count, alpha=settings.level, method="wilson"))
+    else:
+        bounds = np.array([t_test(column, settings)[:2] for column in shares.T])
+    rows = zip(shares.mean(0).tolist(), *bounds.T.tolist(), strict=True)
+    return dict(zip(("overall", *runs[0].class_accuracy), rows, strict=True))
 
 
 def t_test(values: np.ndarray, settings: Settings) -> tuple[float, float, float]:
@@ -1094,9 +1058,7 @@ def say_verdict(network: str, found: dict[str, Any], settings: Settings) -> str:
     return f"{sentence} By class, Holm-corrected: {', '.join(by_class)}."
 
 
-def results_table(
-    intervals: dict[str, dict[str, tuple[float, float, float]]], compared: dict[str, dict[str, Any]]
-) -> list[list[str]]:
+def results_table(intervals: dict[str, Intervals], compared: dict[str, dict[str, Any]]) -> list[list[str]]:
     """Header and rows: class, each network's accuracy, and each other network's change, its interval and p."""
     header = ["Class", *(short_title(n) for n in intervals)]
     rows = [[*header, *(text for _ in compared for text in ("Change", "Interval", "p (Holm)"))]]
@@ -1219,7 +1181,7 @@ def draw_curves(histories: Sequence[dict[str, list[float]]], network: str, path:
     write_figure(path, figure)
 
 
-def draw_accuracy(intervals: dict[str, dict[str, tuple[float, float, float]]], path: Path) -> None:
+def draw_accuracy(intervals: dict[str, Intervals], path: Path) -> None:
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(intervals)
@@ -1323,41 +1285,60 @@ def draw_failures(groups: dict[str, list[Example]], networks: dict[str, list[str
 # ---- Report: the numbers, for people and for LaTeX -----------------------------------------------------------------
 
 
+def describe(trained: Sequence[Trained], runs: Sequence[Evaluation], intervals: Intervals) -> dict[str, Any]:
+    """A network for comparison.json: costs, mean accuracies with intervals, and every seed's results."""
+    parameters, multiply_adds = count_costs(trained[0].model)
+    each = [
+        {"seed": t.seed, "accuracy": e.accuracy, "class_accuracy": e.class_accuracy, "trained_on": t.trained_on,
+         "confusion_matrix": e.confusion.tolist(), "history": t.history} for t, e in zip(trained, runs, strict=True)
+    ]  # fmt: skip
+    return {
+        "title": trained[0].model.title,
+        "parameters": parameters,
+        "multiply_adds": multiply_adds,
+        "accuracy": intervals["overall"][0],
+        "class_accuracy": {name: value for name, (value, _, _) in intervals.items() if name != "overall"},
+        "intervals": {name: bounds for name, (_, *bounds) in intervals.items()},
+        "runs": each,
+    }
+
+
 def markdown_table(rows: list[list[str]]) -> str:
-    """A table with right-aligned numbers, from a header and rows."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "| "
-        + " | ".join(t.ljust(w) if k == 0 else t.rjust(w) for k, (t, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    ]
-    rule = "|".join("-" * (w + 2) if k == 0 else "-" * (w + 1) + ":" for k, w in enumerate(widths))
-    return "\n".join([lines[0] + " |", f"|{rule}|", *(line + " |" for line in lines[1:])])
+    return tabulate(rows, headers="firstrow", tablefmt="pipe", colalign=["left"] + ["right"] * (len(rows[0]) - 1))
+
+
+def summarise(comparison: dict[str, Any], rows: list[list[str]]) -> str:
+    """The results for reading, or for pasting into a README."""
+    settings, images = comparison["settings"], comparison["images"]["test"]
+    seeds = f"seeds {settings['seed']} to {settings['seed'] + settings['seeds'] - 1}"
+    about = f"{settings['epochs']} epochs, {seeds}, {images:,} test images."
+    trainings = [["Network", "Parameters", "Multiply-adds", "Seed", "Accuracy", "Seconds", "Trained on"]]
+    for n in comparison["networks"].values():
+        for run in n["runs"]:
+            on = f"{run['trained_on']['device']}, {run['trained_on']['precision']}"
+            row = [n["title"], f"{n['parameters']:,}", f"{n['multiply_adds'] / 1e6:.1f} M", str(run["seed"])]
+            trainings.append([*row, f"{run['accuracy']:.2f}", f"{sum(run['history']['seconds']):.0f}", on])
+    title = f"# {settings['dataset']}: test accuracy (%)"
+    parts = (title, markdown_table(rows), *comparison["verdicts"].values(), about, markdown_table(trainings))
+    return "\n\n".join(parts) + "\n"
 
 
 def latex_values(comparison: dict[str, Any], rows: list[list[str]]) -> str:
-    """Macros and table rows that report.tex reads; no number of the report is typed by hand."""
-    networks = comparison["networks"]
-    macros = {
-        "DatasetName": {"cifar10": "CIFAR-10", "shapes": "Shapes"}[comparison["settings"]["dataset"]],
-        "Epochs": comparison["settings"]["epochs"],
-        "Seed": comparison["settings"]["seed"],
-        "Device": comparison["device"].replace("_", r"\_"),
-        "Precision": comparison["precision"],
-        "TrainImages": f"{comparison['images']['train']:,}",
-        "ValidationImages": f"{comparison['images']['validation']:,}",
-        "TestImages": f"{comparison['images']['test']:,}",
-        "TorchVersion": comparison["versions"]["torch"],
-        "BaselineAccuracy": f"{networks['baseline']['accuracy']:.2f}",
-        "SEAccuracy": f"{networks['se_attention']['accuracy']:.2f}",
-        "BaselineParameters": f"{networks['baseline']['parameters']:,}",
-        "SEParameters": f"{networks['se_attention']['parameters']:,}",
-        "BaselineMACs": f"{networks['baseline']['multiply_adds'] / 1e6:.1f}",
-        "SEMACs": f"{networks['se_attention']['multiply_adds'] / 1e6:.1f}",
-        "ResultRows": "\n" + "".join(" & ".join(row) + r" \\" + "\n" for row in rows[1:]),
-        "FirstExample": f"{comparison['explained'][0]}_1",
-    }
-    return "".join(rf"\newcommand{{\{name}}}{{{value}}}" + "\n" for name, value in macros.items())
+    r"""What report.tex reads: \val{images/test} there is that value of comparison.json, \ResultRows the table."""
+
+    def flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(inner, dict | list | tuple):
+                yield from flat(inner, f"{path}{key}/")
+            else:
+                yield f"{path}{key}", inner
+
+    def escape(text: Any) -> str:
+        return "".join("\\" * (c in "%_&#$") + c for c in str(text))
+
+    table = "".join(" & ".join(map(escape, row)) + r" \\" + "\n" for row in rows[1:])
+    values = [rf"\expandafter\def\csname val:{k}\endcsname{{{escape(v)}}}" for k, v in flat(comparison, "")]
+    return "\n".join([*values, rf"\newcommand{{\ResultRows}}{{{table}}}", ""])
 
 
 # ---- The run -------------------------------------------------------------------------------------------------------
@@ -1408,13 +1389,7 @@ def run(settings: Settings, ranks: Ranks) -> None:
     models = {n: of_seeds[0].model for n, of_seeds in trained.items()}  # the first seed's are explained
 
     with timed("evaluation", seconds):
-        runs = {
-            n: [
-                evaluate(predict(t.model, data.test.pixels, settings, hardware), data.test.labels, data.classes)
-                for t in of_seeds
-            ]
-            for n, of_seeds in trained.items()
-        }
+        runs = {n: [evaluate(t.model, data, settings, hardware) for t in of_seeds] for n, of_seeds in trained.items()}
         found = {n: of_seeds[0] for n, of_seeds in runs.items()}
         intervals = {n: accuracy_intervals(of_seeds, settings) for n, of_seeds in runs.items()}
         first, *others = runs
@@ -1425,9 +1400,7 @@ def run(settings: Settings, ranks: Ranks) -> None:
         chosen = choose_examples(data, settings.gradcam_images)
         examples = explain(torch.tensor(list(chosen.values())), list(NETWORKS), models, found, data)
         failures = find_failures(found, data.test.labels, settings.failure_images)
-        failure_examples = {
-            title: explain(index, shown, models, found, data) for title, (index, shown) in failures.items()
-        }
+        failed = {title: explain(index, shown, models, found, data) for title, (index, shown) in failures.items()}
 
     with timed("figures", seconds):
         for n, of_seeds in trained.items():
@@ -1445,7 +1418,7 @@ def run(settings: Settings, ranks: Ranks) -> None:
                 matplotlib.image.imsave(picture, picture_of, format="png")
                 write_file(output / "gradcam" / n / f"{name}.png", picture.getvalue())
         shown = {title: networks for title, (_, networks) in failures.items()}
-        draw_failures(failure_examples, shown, settings.failure_images, output / "plots" / "failure_cases.png")
+        draw_failures(failed, shown, settings.failure_images, output / "plots" / "failure_cases.png")
 
     train_index, validation_index = split_train(data.train.labels, settings)
     comparison: dict[str, Any] = {
@@ -1455,66 +1428,21 @@ def run(settings: Settings, ranks: Ranks) -> None:
         "versions": versions(),
         "classes": data.classes,
         "explained": data.explained,
-        "images": {
-            "train": len(train_index),
-            "validation": len(validation_index),
-            "test": len(data.test.labels),
-        },
+        "images": {"train": len(train_index), "validation": len(validation_index), "test": len(data.test.labels)},
         "networks": {n: describe(trained[n], runs[n], intervals[n]) for n in NETWORKS},
         "compared_with_first": compared,
         "verdicts": verdicts,
         "seconds": seconds,
     }
+    rows = results_table(intervals, compared)
     for n, result in comparison["networks"].items():
         write_json(output / "results" / f"{n}_classwise_accuracy.json", result["class_accuracy"])
-    rows = results_table(intervals, compared)
-    table = markdown_table(rows)
     write_json(output / "results" / "comparison.json", comparison)
-    write_file(output / "results" / "summary.md", summarise(comparison, table))
+    write_file(output / "results" / "summary.md", summarise(comparison, rows))
     write_file(output / "results" / "report_values.tex", latex_values(comparison, rows))
-    print("\nTest accuracy (%)", table, "", *verdicts.values(), "", f"Everything is in {output}/", sep="\n")
-
-
-def describe(
-    trained: Sequence[Trained], runs: Sequence[Evaluation], intervals: dict[str, tuple[float, float, float]]
-) -> dict[str, Any]:
-    """A network for comparison.json: costs, mean accuracies with intervals, and every seed's results."""
-    parameters, multiply_adds = count_costs(trained[0].model)
-    return {
-        "title": trained[0].model.title,
-        "parameters": parameters,
-        "multiply_adds": multiply_adds,
-        "accuracy": intervals["overall"][0],
-        "class_accuracy": {name: value for name, (value, _, _) in intervals.items() if name != "overall"},
-        "intervals": {name: bounds for name, (_, *bounds) in intervals.items()},
-        "runs": [
-            {
-                "seed": t.seed,
-                "accuracy": e.accuracy,
-                "class_accuracy": e.class_accuracy,
-                "confusion_matrix": e.confusion.tolist(),
-                "trained_on": t.trained_on,
-                "history": t.history,
-            }
-            for t, e in zip(trained, runs, strict=True)
-        ],
-    }
-
-
-def summarise(comparison: dict[str, Any], table: str) -> str:
-    settings = comparison["settings"]
-    lines = [f"# {settings['dataset']}: test accuracy (%)", table, *comparison["verdicts"].values()]
-    seeds = f"seeds {settings['seed']} to {settings['seed'] + settings['seeds'] - 1}"
-    images = comparison["images"]["test"]
-    lines.append(f"{settings['epochs']} epochs, {seeds}, {images:,} test images.")
-    rows = [["Network", "Parameters", "Multiply-adds", "Seed", "Accuracy", "Seconds", "Trained on"]]
-    for n in comparison["networks"].values():
-        costs = [f"{n['parameters']:,}", f"{n['multiply_adds'] / 1e6:.1f} M"]
-        for run in n["runs"]:
-            on = f"{run['trained_on']['device']}, {run['trained_on']['precision']}"
-            seconds = f"{sum(run['history']['seconds']):.0f}"
-            rows.append([n["title"], *costs, str(run["seed"]), f"{run['accuracy']:.2f}", seconds, on])
-    return "\n\n".join([*lines, markdown_table(rows)]) + "\n"
+    print(
+        "\nTest accuracy (%)", markdown_table(rows), "", *verdicts.values(), "", f"Everything is in {output}/", sep="\n"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

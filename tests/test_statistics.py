@@ -16,7 +16,7 @@ CLASSES = ("a", "b", "c")
 def evaluations(right, labels):
     """Evaluations that are right where `right` [seeds, images] says so, else wrong by one class."""
     called = (labels + (~torch.as_tensor(right)).long()) % len(CLASSES)
-    return [main.evaluate(torch.eye(len(CLASSES))[row], labels, CLASSES) for row in called]
+    return [main.evaluate_logits(torch.eye(len(CLASSES))[row], labels, CLASSES) for row in called]
 
 
 def simulated(rng, seeds, images=300, better=0.0):
