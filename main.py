@@ -107,7 +107,7 @@ class Settings:
     seeds: int = option(1, "train each network with this many seeds, from --seed on", (1, MANY))
     # Networks
     stem: int = recipe(32, "channels of the fixed whitening convolution, an even number up to 54", (2, 54))
-    whitening_images: int = recipe(5000, "training images whose patches it whitens", (1, MANY))
+    measured_images: int = recipe(5000, "training images whose mean, deviation and patches it is made from", (1, MANY))
     whitening_epsilon: float = recipe(0.01, "added to the patches' eigenvalues: keeps noise small", (0, 1))
     widths: tuple[int, ...] = recipe((64, 128, 256), "channels of each stage", (1, MANY))
     reduction: int = recipe(8, "SE bottleneck: a stage's channels are divided by this", (1, MANY))
@@ -119,9 +119,9 @@ class Settings:
     weight_decay: float = recipe(1e-3, "L2 penalty, on weights only (not on biases or batch norm)", (0, 1))
     warmup: float = recipe(0.2, "share of the steps in which the learning rate rises", (0, 0.99))
     label_smoothing: float = recipe(0.1, "share of the target spread over all classes", (0, 0.99))
-    crop_padding: int = recipe(4, "pixels of reflected padding for the random crop", (0, 31))
+    crop_padding: int = recipe(2, "pixels of reflected padding for the random crop", (0, 31))
     image_sizes: tuple[int, ...] = recipe(
-        (24, 24, 32, 32, 32), "sides of the images, each for a share of epochs", (8, IMAGE_SIZE)
+        (IMAGE_SIZE,), "sides of the images, each for a share of epochs", (8, IMAGE_SIZE)
     )
     validation: float = recipe(0.1, "share of the training images held out for validation", (0.01, 0.9))
     # The drawn dataset
@@ -349,7 +349,7 @@ class Images:
 class Dataset:
     """Images to learn from and to test on; `explained` are the classes whose Grad-CAM is drawn."""
 
-    name: str
+    title: str
     classes: tuple[str, ...]
     explained: tuple[str, ...]
     train: Images
@@ -431,7 +431,7 @@ def load_cifar10(settings: Settings) -> Dataset:
             fetch_cifar10(settings)
         parts = [CIFAR10(settings.data_dir, train=train) for train in (True, False)]
     train, test = (Images(torch.from_numpy(part.data), torch.tensor(part.targets)) for part in parts)
-    return Dataset("cifar10", tuple(parts[0].classes), ("cat", "dog", "bird", "airplane", "ship"), train, test)
+    return Dataset("CIFAR-10", tuple(parts[0].classes), ("cat", "dog", "bird", "airplane", "ship"), train, test)
 
 
 SHAPES = ("disc", "ring", "square", "frame", "triangle", "cross", "star", "crescent", "arrow", "hourglass")
@@ -500,7 +500,7 @@ def draw_shapes(count: int, seed: int) -> Images:
 def load_shapes(settings: Settings) -> Dataset:
     train = draw_shapes(settings.shapes_train, seed=2 * settings.shapes_seed)
     test = draw_shapes(settings.shapes_test, seed=2 * settings.shapes_seed + 1)
-    return Dataset("shapes", SHAPES, SHAPES[:5], train, test)
+    return Dataset("Shapes", SHAPES, SHAPES[:5], train, test)
 
 
 LOADERS: dict[str, Callable[[Settings], Dataset]] = {"cifar10": load_cifar10, "shapes": load_shapes}
@@ -520,13 +520,6 @@ def to_input(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255)
 
 
-def channel_statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [3] of the channels of uint8 [N, 32, 32, 3], as float32 in [0, 1]."""
-    levels = pixels.cpu().numpy()
-    mean, mean_square = levels.mean((0, 1, 2)), np.square(levels, dtype=np.uint16).mean((0, 1, 2))
-    return torch.tensor(mean / 255).float(), torch.tensor(np.sqrt(mean_square - mean**2) / 255).float()
-
-
 def crop_and_flip(pixels: Tensor, index: Tensor, offsets: Tensor, flip: Tensor, padding: int) -> Tensor:
     """Images `index` of `pixels`, each padded by reflection, cropped at its offset, and perhaps mirrored.
 
@@ -544,6 +537,12 @@ def crop_and_flip(pixels: Tensor, index: Tensor, offsets: Tensor, flip: Tensor, 
     columns = offsets[:, 1:] + torch.where(flip[:, None], size - 1 - line, line) - padding
     rows, columns = ((size - 1) - ((size - 1) - at.abs()).abs() for at in (rows, columns))  # reflect
     return pixels[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def augment(pixels: Tensor, index: Tensor, offsets: Tensor, flip: Tensor, size: int, settings: Settings) -> Tensor:
+    """A training batch float32 [B, 3, size, size] in [0, 1]; arguments as those of `crop_and_flip`."""
+    x = to_input(crop_and_flip(pixels, index, offsets, flip, settings.crop_padding))
+    return x if size == x.shape[-1] else F.interpolate(x, size, mode="bilinear", antialias=True)
 
 
 # ---- Models: one definition, and the SE block as the only difference -----------------------------------------------
@@ -621,9 +620,9 @@ class BaselineCNN(nn.Module):
     @torch.no_grad()
     def fit_input(self, pixels: Tensor, settings: Settings) -> None:
         """Measure the normalisation and the stem's whitening filters on training images uint8 [N, 32, 32, 3]."""
-        self.mean, self.std = channel_statistics(pixels)
-        some = self.normalise(to_input(pixels[: settings.whitening_images]))
-        self.stem.weight.copy_(whitening_filters(some, settings.stem, settings.whitening_epsilon))
+        x = to_input(pixels[: settings.measured_images])
+        self.mean, self.std = x.mean((0, 2, 3)), x.std((0, 2, 3))
+        self.stem.weight.copy_(whitening_filters(self.normalise(x), settings.stem, settings.whitening_epsilon))
 
     def normalise(self, x: Tensor) -> Tensor:
         return (x - self.mean[:, None, None]) / self.std[:, None, None]
@@ -759,9 +758,7 @@ def train(
                 rate = learning_rate_at(epoch * steps_per_epoch + i, steps, settings)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                x = to_input(crop_and_flip(pixels, index, offsets[index], flips[index], settings.crop_padding))
-                if size != IMAGE_SIZE:
-                    x = F.interpolate(x, size, mode="bilinear", antialias=True)
+                x = augment(pixels, index, offsets[index], flips[index], size, settings)
                 with hardware.autocast():
                     logits = model(x)
                 labels = all_labels[index]
@@ -1019,20 +1016,23 @@ def compare(
     """
     right, right_first = (np.stack([e.predicted == labels for e in all_runs]).astype(int) for all_runs in (runs, first))
     change = right - right_first
-    overall = compare_group(change, settings)
+    members = {"overall": labels >= 0, **{name: labels == k for k, name in enumerate(classes)}}
+    found = {name: compare_group(change[:, of_group.numpy()], settings) for name, of_group in members.items()}
+    overall, *by_class = found.values()
     if len(change) > 1:
         effect = TTestPower().solve_power(nobs=len(change), alpha=settings.level, power=settings.power)
         overall["detectable_difference"] = float(effect) * overall["standard_deviation"]
-    by_class = [compare_group(change[:, (labels == k).numpy()], settings) for k in range(len(classes))]
-    for rows, key in [([overall], "p"), (by_class, "p")] + [
-        ([group["pairs"][s] for group in by_class], "mcnemar_p") for s in range(len(change))
-    ]:
-        for row, p in zip(rows, holm([row[key] for row in rows]), strict=True):
-            row[f"{key}_holm"] = p
-    for row in (overall, *by_class):
-        side = "better" if row["difference"] > 0 else "worse"
-        row["verdict"] = side if row["p_holm"] < settings.level else "not distinguishable"
-    return {"overall": overall, "classes": dict(zip(classes, by_class, strict=True))}
+    for rows in ([overall], by_class):
+        for tests, key in [
+            (rows, "p"),
+            *(([row["pairs"][s] for row in rows], "mcnemar_p") for s in range(len(change))),
+        ]:
+            for test, p in zip(tests, holm([test[key] for test in tests]), strict=True):
+                test[f"{key}_holm"] = p
+        for row in rows:
+            side = "better" if row["difference"] > 0 else "worse"
+            row["verdict"] = side if row["p_holm"] < settings.level else "not distinguishable"
+    return found
 
 
 def say_verdict(network: str, found: dict[str, Any], settings: Settings) -> str:
@@ -1051,22 +1051,21 @@ def say_verdict(network: str, found: dict[str, Any], settings: Settings) -> str:
     else:
         smallest = overall["detectable_difference"]
         sentence += f" So many seeds detect a difference of {smallest:.2f} points {settings.power:.0%} of the time."
-    groups: dict[str, list[str]] = {"better": [], "worse": []}
-    for name, row in found["classes"].items():
-        groups.setdefault(row["verdict"], []).append(name)
-    by_class = (f"{side} on {', '.join(groups[side]) or 'none'}" for side in ("better", "worse"))
-    return f"{sentence} By class, Holm-corrected: {', '.join(by_class)}."
+    parts = []
+    for side in ("better", "worse"):
+        names = [name for name, row in found.items() if row["verdict"] == side and name != "overall"]
+        parts.append(f"{side} on {', '.join(names) or 'none'}")
+    return f"{sentence} By class, Holm-corrected: {'; '.join(parts)}."
 
 
 def results_table(intervals: dict[str, Intervals], compared: dict[str, dict[str, Any]]) -> list[list[str]]:
     """Header and rows: class, each network's accuracy, and each other network's change, its interval and p."""
-    header = ["Class", *(short_title(n) for n in intervals)]
-    rows = [[*header, *(text for _ in compared for text in ("Change", "Interval", "p (Holm)"))]]
-    first, *_ = intervals.values()
-    for name in (*(key for key in first if key != "overall"), "overall"):
+    columns = (text for _ in compared for text in ("Change", "Interval", "p (Holm)"))
+    rows = [["Class", *(short_title(n) for n in intervals), *columns]]
+    overall, *classes = next(iter(intervals.values()))
+    for name in (*classes, overall):
         row = ["Overall" if name == "overall" else name, *(f"{found[name][0]:.2f}" for found in intervals.values())]
-        for found in compared.values():
-            group = found["overall"] if name == "overall" else found["classes"][name]
+        for group in (found[name] for found in compared.values()):
             low, high = group["interval"]
             row += [f"{group['difference']:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{group['p_holm']:.2g}"]
         rows.append(row)
@@ -1304,7 +1303,8 @@ def describe(trained: Sequence[Trained], runs: Sequence[Evaluation], intervals: 
 
 
 def markdown_table(rows: list[list[str]]) -> str:
-    return tabulate(rows, headers="firstrow", tablefmt="pipe", colalign=["left"] + ["right"] * (len(rows[0]) - 1))
+    align = ["left"] + ["right"] * (len(rows[0]) - 1)
+    return tabulate(rows, headers="firstrow", tablefmt="pipe", colalign=align, disable_numparse=True)
 
 
 def summarise(comparison: dict[str, Any], rows: list[list[str]]) -> str:
@@ -1318,7 +1318,7 @@ def summarise(comparison: dict[str, Any], rows: list[list[str]]) -> str:
             on = f"{run['trained_on']['device']}, {run['trained_on']['precision']}"
             row = [n["title"], f"{n['parameters']:,}", f"{n['multiply_adds'] / 1e6:.1f} M", str(run["seed"])]
             trainings.append([*row, f"{run['accuracy']:.2f}", f"{sum(run['history']['seconds']):.0f}", on])
-    title = f"# {settings['dataset']}: test accuracy (%)"
+    title = f"# {comparison['dataset']}: test accuracy (%)"
     parts = (title, markdown_table(rows), *comparison["verdicts"].values(), about, markdown_table(trainings))
     return "\n\n".join(parts) + "\n"
 
@@ -1422,6 +1422,7 @@ def run(settings: Settings, ranks: Ranks) -> None:
 
     train_index, validation_index = split_train(data.train.labels, settings)
     comparison: dict[str, Any] = {
+        "dataset": data.title,
         "settings": {k: v for k, v in dataclasses.asdict(settings).items() if not k.endswith("_dir")},
         "device": hardware.description,
         "precision": hardware.precision,

@@ -14,6 +14,7 @@ import dataclasses
 import resource
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main
 
 IMAGES = 12_800  # images in a measured epoch of ours, and in the measured part of a usual one
-REPEATS = 3
 
 
 class UsualCNN(nn.Module):
@@ -48,6 +48,10 @@ class UsualCNN(nn.Module):
             if self.reduction:
                 layers.append(main.SEBlock(width, self.reduction))
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(2048, 256), nn.ReLU(), nn.Linear(256, classes))
+
+    def fit_input(self, pixels: torch.Tensor, settings: main.Settings) -> None:
+        x = main.to_input(pixels[: settings.measured_images])
+        self.mean, self.std = x.mean((0, 2, 3)), x.std((0, 2, 3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layers((x - self.mean[:, None, None]) / self.std[:, None, None])
@@ -101,12 +105,19 @@ def usual_speed(network: type[UsualCNN], data: main.Dataset, device: torch.devic
 def our_speed(
     network: str, data: main.Dataset, settings: main.Settings, hardware: main.Hardware
 ) -> tuple[float, float]:
-    """Training and evaluation speed of main.py's own loop, in images/s: the median epoch after the first."""
-    model, history = main.train(network, data, settings, hardware)
+    """Training and evaluation speed of main.py's own loop, in images/s, over its schedule of image sizes.
+
+    One epoch a size of the schedule, after one that does not count.
+    """
+    settings = dataclasses.replace(
+        settings, image_sizes=settings.image_sizes[:1] + settings.image_sizes, epochs=1 + len(settings.image_sizes)
+    )
+    model, content = main.train(network, data, settings, hardware)
     count = len(main.split_train(data.train.labels, settings)[0])
     start = time.perf_counter()
     main.predict(model, data.train.pixels, settings, hardware)
-    return count / float(np.median(history["seconds"][1:])), len(data.train.labels) / (time.perf_counter() - start)
+    evaluation = len(data.train.labels) / (time.perf_counter() - start)
+    return count / float(np.mean(content["history"]["seconds"][1:])), evaluation
 
 
 def timed(work, device: torch.device, repeats: int) -> float:
@@ -130,23 +141,24 @@ def matrix_peak(hardware: main.Hardware) -> float:
 
 
 def step_flops(network: str, data: main.Dataset, settings: main.Settings) -> float:
-    """Floating-point operations of a training step for one image, counted forward and backward."""
+    """Floating-point operations of a training step for one image, forward and backward, mean over the schedule."""
     model = main.build(network, settings, len(data.classes))
     with FlopCounterMode(display=False) as counter:
-        model(torch.rand(2, 3, 32, 32)).sum().backward()
-    return counter.get_total_flops() / 2
+        for size in settings.image_sizes:
+            model(torch.rand(2, 3, size, size)).sum().backward()
+    return counter.get_total_flops() / 2 / len(settings.image_sizes)
 
 
 def data_seconds(data: main.Dataset, settings: main.Settings, hardware: main.Hardware) -> float:
-    """Seconds that one image's crop, flip and conversion take."""
-    pixels, size = data.train.pixels.to(hardware.device), settings.batch_size
+    """Seconds that one image's crop, flip, conversion and scaling take, mean over the schedule."""
+    pixels, batch = data.train.pixels.to(hardware.device), settings.batch_size
     order, offsets, flips = (t.to(hardware.device) for t in main.plan_epoch(0, len(pixels), settings))
 
-    def prepare() -> None:
-        index = order[:size]
-        main.to_input(main.crop_and_flip(pixels, index, offsets[index], flips[index], settings.crop_padding))
+    def prepare(size: int) -> None:
+        index = order[:batch]
+        main.augment(pixels, index, offsets[index], flips[index], size, settings)
 
-    return timed(prepare, hardware.device, 50) / size
+    return float(np.mean([timed(partial(prepare, size), hardware.device, 50) for size in settings.image_sizes])) / batch
 
 
 def run(settings: main.Settings) -> None:
@@ -155,12 +167,13 @@ def run(settings: main.Settings) -> None:
     hardware = main.choose_hardware(settings)
     data = main.LOADERS[settings.dataset](settings)
     data = dataclasses.replace(data, train=data.train.select(torch.arange(min(IMAGES, len(data.train.labels)))))
-    settings = dataclasses.replace(settings, epochs=1 + REPEATS)
+    fixed = dataclasses.replace(settings, image_sizes=(main.IMAGE_SIZE,) * 3)  # all that the usual network can take
+    schedule = {"usual": fixed, "usual_se": fixed, "baseline": settings, "se_attention": settings}
     main.NETWORKS.update(usual=UsualCNN, usual_se=UsualSECNN)
     print(f"{hardware.description}, {hardware.precision}, PyTorch {torch.__version__}; takes some minutes", flush=True)
 
     peak = matrix_peak(hardware)
-    ours = {n: our_speed(n, data, settings, hardware) for n in ("baseline", "se_attention", "usual", "usual_se")}
+    ours = {n: our_speed(n, data, schedule[n], hardware) for n in schedule}
     peak = max(peak, matrix_peak(hardware))
     if hardware.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated() / 2**30
@@ -174,7 +187,7 @@ def run(settings: main.Settings) -> None:
         """Fifteen epochs of 45,000 + 5,000 images."""
         return 15 * (45_000 / train + 5_000 / evaluate) / 60
 
-    preparation = data_seconds(data, settings, hardware)
+    preparation = {n: data_seconds(data, schedule[n], hardware) for n in schedule}
     print("\n| pipeline, network | images/s | 15 epochs, min | data | TFLOP/s | of peak |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     rows = [(f"usual, {main.NETWORKS[n].title}", n, usual[n], False) for n in usual]
@@ -182,8 +195,8 @@ def run(settings: main.Settings) -> None:
         (f"ours, {main.NETWORKS[n].title}", n, ours[n], True) for n in ("usual", "usual_se", "baseline", "se_attention")
     ]
     for title, network, speed, own in rows:
-        tflops = step_flops(network, data, settings) * speed[0] / 1e12
-        share = f"{preparation * speed[0]:.1%}" if own else ""
+        tflops = step_flops(network, data, schedule[network]) * speed[0] / 1e12
+        share = f"{preparation[network] * speed[0]:.1%}" if own else ""
         of_peak = f"{tflops / peak:.0%}" if own else ""
         print(f"| {title} | {speed[0]:,.0f} | {minutes(*speed):.2f} | {share} | {tflops:.3f} | {of_peak} |")
     both = {name: sum(minutes(*part[n]) for n in names) for name, part, names in (
