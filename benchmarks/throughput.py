@@ -13,8 +13,8 @@ from __future__ import annotations
 import dataclasses
 import resource
 import sys
+import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from torchvision import transforms
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main
 
-IMAGES = 12_800  # images in a measured epoch of ours, and in the measured part of a usual one
+IMAGES = 6_400  # images in a measured epoch of ours, and in the measured part of a usual one
 
 
 class UsualCNN(nn.Module):
@@ -102,22 +102,32 @@ def usual_speed(network: type[UsualCNN], data: main.Dataset, device: torch.devic
     return speeds[0], speeds[1]
 
 
+def share_of_crops(settings: main.Settings) -> dict[int, float]:
+    """What share of the training images has which side."""
+    sides = [main.plan_epoch(epoch, 1, settings)[0] for epoch in range(settings.epochs)]
+    return {side: sides.count(side) / len(sides) for side in sorted(set(sides))}
+
+
 def our_speed(
     network: str, data: main.Dataset, settings: main.Settings, hardware: main.Hardware
 ) -> tuple[float, float]:
-    """Training and evaluation speed of main.py's own loop, in images/s, over its schedule of image sizes.
+    """Training and evaluation speed of main.py's own loop, in images/s, over its schedule of crops.
 
-    One epoch a size of the schedule, after one that does not count.
+    Two epochs of each side, the second of which counts.
     """
-    settings = dataclasses.replace(
-        settings, image_sizes=settings.image_sizes[:1] + settings.image_sizes, epochs=1 + len(settings.image_sizes)
-    )
-    model, content = main.train(network, data, settings, hardware)
+    sides, seconds = share_of_crops(settings), 0.0
+    for side, share in sides.items():
+        of_side = dataclasses.replace(settings, epochs=2, crop_epochs=float(side != main.IMAGE_SIZE))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.pth"
+            main.train(network, data, of_side, hardware, path)
+            trained = main.load_trained(path, network, len(data.classes), of_side, hardware.precision)
+        seconds += share * trained.content["history"]["seconds"][-1]
     count = len(main.split_train(data.train.labels, settings)[0])
+    model = trained.model.to(hardware.device)
     start = time.perf_counter()
-    main.predict(model, data.train.pixels, settings, hardware)
-    evaluation = len(data.train.labels) / (time.perf_counter() - start)
-    return count / float(np.mean(content["history"]["seconds"][1:])), evaluation
+    main.predict(model, data.train.pixels, hardware)
+    return count / seconds, len(data.train.labels) / (time.perf_counter() - start)
 
 
 def timed(work, device: torch.device, repeats: int) -> float:
@@ -142,32 +152,34 @@ def matrix_peak(hardware: main.Hardware) -> float:
 
 def step_flops(network: str, data: main.Dataset, settings: main.Settings) -> float:
     """Floating-point operations of a training step for one image, forward and backward, mean over the schedule."""
-    model = main.build(network, settings, len(data.classes))
-    with FlopCounterMode(display=False) as counter:
-        for size in settings.image_sizes:
-            model(torch.rand(2, 3, size, size)).sum().backward()
-    return counter.get_total_flops() / 2 / len(settings.image_sizes)
+    model, flops = main.build(network, settings, len(data.classes)), 0.0
+    for side, share in share_of_crops(settings).items():
+        with FlopCounterMode(display=False) as counter:
+            model(torch.rand(2, 3, side, side)).sum().backward()
+        flops += share * counter.get_total_flops() / 2
+    return flops
 
 
 def data_seconds(data: main.Dataset, settings: main.Settings, hardware: main.Hardware) -> float:
-    """Seconds that one image's crop, flip, conversion and scaling take, mean over the schedule."""
-    pixels, batch = data.train.pixels.to(hardware.device), settings.batch_size
-    order, offsets, flips = (t.to(hardware.device) for t in main.plan_epoch(0, len(pixels), settings))
+    """Seconds that one image's crop, flip and conversion take, mean over the schedule."""
+    pixels, batch, seconds = data.train.pixels.to(hardware.device), settings.batch_size, 0.0
+    for side, share in share_of_crops(settings).items():
+        of_side = dataclasses.replace(settings, epochs=1, crop_epochs=float(side != main.IMAGE_SIZE))
+        order, offsets, flips = (t[:batch].to(hardware.device) for t in main.plan_epoch(0, len(pixels), of_side)[1:])
 
-    def prepare(size: int) -> None:
-        index = order[:batch]
-        main.augment(pixels, index, offsets[index], flips[index], size, settings)
+        def prepare(order=order, offsets=offsets, flips=flips, side=side) -> None:
+            main.to_input(main.crop_and_flip(pixels, order, offsets, flips, side))
 
-    return float(np.mean([timed(partial(prepare, size), hardware.device, 50) for size in settings.image_sizes])) / batch
+        seconds += share * timed(prepare, hardware.device, 50) / len(order)
+    return seconds
 
 
 def run(settings: main.Settings) -> None:
-    main.make_deterministic(settings.seed)
-    main.keep_freed_memory()
+    main.prepare_process(settings.seed)
     hardware = main.choose_hardware(settings)
-    data = main.LOADERS[settings.dataset](settings)
+    data = main.load_data(settings)
     data = dataclasses.replace(data, train=data.train.select(torch.arange(min(IMAGES, len(data.train.labels)))))
-    fixed = dataclasses.replace(settings, image_sizes=(main.IMAGE_SIZE,) * 3)  # all that the usual network can take
+    fixed = dataclasses.replace(settings, crop_epochs=0.0)  # all that the usual network can take
     schedule = {"usual": fixed, "usual_se": fixed, "baseline": settings, "se_attention": settings}
     main.NETWORKS.update(usual=UsualCNN, usual_se=UsualSECNN)
     print(f"{hardware.description}, {hardware.precision}, PyTorch {torch.__version__}; takes some minutes", flush=True)

@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import main
 
 TINY = ("--dataset", "shapes", "--shapes-train", "300", "--shapes-test", "100", "--epochs", "2", "--batch-size", "64")
-TINY += ("--stem", "8", "--widths", "16", "16", "32")
+TINY += ("--stem", "4", "--widths", "16", "16", "32", "--reduction", "4", "--stress", "off")
+STRESS = ("--stress", "full", "--stress-images", "50", "--curve-images", "10", "--curve-steps", "4", "--pgd-steps", "3")
 
 
 def tiny(output: Path, *more: str) -> list[str]:
@@ -21,9 +22,9 @@ def tiny(output: Path, *more: str) -> list[str]:
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
-    """The output folder of a finished tiny run."""
+    """The output folder of a finished tiny run, stress tests and all."""
     output = tmp_path_factory.mktemp("tiny")
-    main.main(tiny(output))
+    main.main(tiny(output, *STRESS))
     return output
 
 
@@ -32,11 +33,11 @@ def trained(tmp_path_factory):
     """Settings, data and both networks, trained on shapes until they know them."""
     output = tmp_path_factory.mktemp("trained")
     arguments = ["--dataset", "shapes", "--shapes-train", "2500", "--shapes-test", "400", "--epochs", "10"]
-    arguments += ["--batch-size", "64", "--stem", "16", "--widths", "32", "64", "64", "--output-dir", str(output)]
+    arguments += ["--batch-size", "64", "--stem", "8", "--widths", "32", "64", "64", "--output-dir", str(output)]
     settings = main.parse_settings(arguments)
-    main.make_deterministic(settings.seed)
-    hardware, data = main.choose_hardware(settings), main.load_shapes(settings)
-    models = {n: main.train_to_file(n, settings.seed, data, settings, hardware).model for n in main.NETWORKS}
+    main.prepare_process(settings.seed)
+    hardware, data = main.choose_hardware(settings), main.load_data(settings)
+    models = {t.network: t.model for t in main.train_all(data, settings, hardware)}
     return settings, hardware, data, models
 
 

@@ -422,7 +422,7 @@ def half_done(tmp_path_factory):
         main.main(tiny(output, "--epochs", "4"))
     patch.undo()
     (output / "models" / "kept").unlink()
-    assert sorted(path.name for path in (output / "models").iterdir()) == [
+    assert sorted(path.name for path in (output / "models").glob("[!.]*")) == [
         "baseline_model_resume.pth",
         "se_attention_model.pth",
     ]
@@ -520,9 +520,9 @@ def test_a_full_gpu_says_what_to_lower(tmp_path, monkeypatch, capsys):
 BAD = [
     "--epochs 0", "--epochs -3", "--epochs x", "--batch-size 0", "--batch-size 60000", "--seed -1", "--seeds 0",
     "--learning-rate nan", "--learning-rate inf", "--learning-rate 0", "--momentum 1", "--validation 0",
-    "--validation 1", "--label-smoothing 1", "--warmup 1", "--crop-padding 40", "--widths 0", "--widths", "--stem 3",
-    "--image-sizes 20 24", "--image-sizes 64 32", "--reduction 0", "--device tpu", "--precision fp8",
-    "--dataset mnist", "--shapes-train 3", "--level 0", "--nonsense 1",
+    "--validation 1", "--label-smoothing 1", "--crop-epochs 2", "--crop-padding 40", "--crop-size 33", "--widths 0",
+    "--widths", "--stem 28", "--muon-rate 0", "--reduction 0", "--device tpu", "--precision fp8", "--dataset mnist",
+    "--shapes-train 3", "--level 0", "--stress some", "--epsilons 0", "--epsilons 1 256", "--nonsense 1",
 ]  # fmt: skip
 
 
