@@ -1330,7 +1330,7 @@ def results_table(intervals: dict[str, Intervals], compared: dict[str, dict[str,
 def stress_table(rows: pd.DataFrame) -> list[list[str]]:
     """Header and rows: what was tried, and each network's result, the mean of the seeds."""
     named = rows[rows.name != ""].pivot_table(index="name", columns="network", values="y", sort=False)
-    numbers = ([f"{v:.3f}" if abs(v) < 1 else f"{v:.2f}" for v in values] for values in named.to_numpy())
+    numbers = (["" if v != v else f"{v:.{3 if abs(v) < 1 else 2}f}" for v in values] for values in named.to_numpy())
     return [["Stress test", *named.columns], *([name, *row] for name, row in zip(named.index, numbers, strict=True))]
 
 
