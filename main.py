@@ -1106,8 +1106,9 @@ def study_heatmaps(model: BaselineCNN, images: Images, settings: Settings, hardw
             yield row(inside.gather(1, order[:, :1]).double().mean(), f"Pointing game, {name}")
             yield row(((inside & hot).sum(1) / (inside | hot).sum(1)).mean(), f"Intersection over union, {name}")
     shuffled = copy.deepcopy(model)
-    for name in ("classifier", *(f"stages.{k}" for k in reversed(range(len(model.stages))))):
-        for p in shuffled.get_submodule(name).parameters():
+    parts = {f"stage {k}": stage for k, stage in enumerate(shuffled.stages, 1)} | {"classifier": shuffled.classifier}
+    for name, layers in reversed(parts.items()):
+        for p in layers.parameters():
             p.data = p.data.flatten()[torch.randperm(p.numel(), generator=generator).to(p.device)].view(p.shape)
         ranks = (scipy.stats.rankdata(m.flatten(1), axis=1) for m in (heat, grad_cam(shuffled, pixels, classes)))
         a, b = ((r - r.mean(1, keepdims=True)) / r.std(1, keepdims=True).clip(1e-9) for r in ranks)
@@ -1276,7 +1277,7 @@ def draw_pictures(blocks: Mapping[str, Sequence[Sequence[Picture]]], path: Path,
     """Rows of pictures under headings; with the scale of Grad-CAM's colours if they are heatmaps."""
     columns = max((len(row) for block in blocks.values() for row in block), default=1)
     heights = [1.95 * len(block) + 0.45 * bool(title) for title, block in blocks.items()]
-    figure = Figure(figsize=(1.75 * columns + 0.9 * heat, sum(heights)), layout="constrained")
+    figure = Figure(figsize=(1.75 * columns + heat, sum(heights)), layout="constrained")
     parts = figure.subfigures(len(blocks), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, (title, block) in zip(parts, blocks.items(), strict=True):
         part.suptitle(title if block else f"{title}: no such image", fontsize=12, weight="bold")
@@ -1288,7 +1289,7 @@ def draw_pictures(blocks: Mapping[str, Sequence[Sequence[Picture]]], path: Path,
             axes.set_title(picture[1], color=picture[2], fontsize=9)
         if heat and block:
             scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), HEAT_COLOURS)
-            part.colorbar(scale, ax=panels, label="Grad-CAM (scaled per image)", shrink=0.7)
+            part.colorbar(scale, ax=panels, label="Grad-CAM, per image", shrink=0.9)
     write_figure(path, figure, vector=False)
 
 
@@ -1469,7 +1470,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse_settings(arguments)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # so that a log file shows progress
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # how torchrun stops the other ranks when one dies
-    sns.set_theme(style="whitegrid", font="DejaVu Sans")
+    sns.set_theme(style="whitegrid", font="DejaVu Sans", rc={"lines.linewidth": 1.2})
     prepare_process(settings.seed)
     hardware = choose_hardware(settings)
     try:
