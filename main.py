@@ -1174,7 +1174,7 @@ def stress_test(runs: Runs, data: Dataset, settings: Settings, hardware: Hardwar
     corrupted, first = pd.DataFrame(found), next(iter(NETWORKS))
     wrong = 100 - corrupted.groupby(["network", "panel"]).y.mean()
     for n, network in NETWORKS.items():
-        mce = 100 * (wrong[network.title] / wrong[NETWORKS[first].title].clip(1e-9)).mean()
+        mce = 100 * (wrong[network.title] / wrong[NETWORKS[first].title].replace(0, np.nan)).mean()
         change = (right[n] - right[first]) / corrupted.panel.nunique()  # [seeds, N], in points
         low, high = t_test(change.mean(1), settings)[:2] if len(change) > 1 else bootstrap_interval(change, settings)
         values = {"mCE": mce, "change (points)": change.mean(), "change, lowest": low, "change, highest": high}

@@ -307,12 +307,13 @@ def torchrun(output, *more):
 
 
 def test_ranks_share_the_trainings_and_give_the_bits_of_one_process(tmp_path):
-    shared = torchrun(tmp_path / "shared", "--seeds", "2")
+    many = ("--seeds", "2", "--epochs", "50")  # long enough that no rank finishes before another has started
+    shared = torchrun(tmp_path / "shared", *many)
     out, errors = shared.communicate(timeout=300)
     assert shared.returncode == 0, errors
     for rank in (0, 1):
         assert f"rank {rank}: " in out
-    one_thread = f"import torch, main; torch.set_num_threads(1); main.main({tiny(tmp_path / 'alone', '--seeds', '2')})"
+    one_thread = f"import torch, main; torch.set_num_threads(1); main.main({tiny(tmp_path / 'alone', *many)})"
     alone = subprocess.run([sys.executable, "-c", one_thread], cwd=MAIN.parent, capture_output=True, text=True)
     assert alone.returncode == 0, alone.stderr
     assert fingerprint(tmp_path / "shared") == fingerprint(tmp_path / "alone")
