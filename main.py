@@ -1222,7 +1222,7 @@ def draw_accuracy(intervals: dict[str, Intervals], path: Path) -> None:
     axes, (first, *classes) = figure.subplots(), next(iter(intervals.values()))
     found = np.array([[i[name] for name in (*classes, first)] for i in intervals.values()])  # [networks, names, 3]
     values = pd.DataFrame(found[..., 0].T, [*classes, "Overall"], [NETWORKS[n].title for n in intervals])
-    errors = np.stack([found[..., 0] - found[..., 1], found[..., 2] - found[..., 0]], 1)
+    errors = np.stack([found[..., 0] - found[..., 1], found[..., 2] - found[..., 0]], 1).clip(0)
     colours = [NETWORKS[n].colour for n in intervals]
     values.plot.bar(ax=axes, yerr=errors, color=colours, width=0.8, rot=0, capsize=2, legend=False)
     for bars in list[Any](axes.containers[1::2]):  # each after its error bars

@@ -283,6 +283,12 @@ def test_a_perfect_network_has_no_failures_to_show(trained, tmp_path):
     assert (tmp_path / "none.png").exists()
 
 
+def test_a_perfect_network_is_drawn(tmp_path):
+    rounded = {"overall": (100.0, 99.0, 100.0 - 1e-9), "a": (100.0, 98.0, 100.0 - 1e-9)}  # Wilson's bound, rounded
+    main.draw_accuracy(dict.fromkeys(main.NETWORKS, rounded), tmp_path / "accuracy.png")
+    assert (tmp_path / "accuracy.png").exists()
+
+
 @pytest.mark.parametrize("network", main.NETWORKS)
 def test_grad_cam_is_the_reference_packages(trained, network):
     _, _, data, models = trained
