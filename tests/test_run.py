@@ -195,4 +195,4 @@ def test_a_run_on_real_cifar10(cifar10_dir, tmp_path):
     assert_tree(tmp_path, "cifar10")
     found = numbers(tmp_path)
     assert found["images"] == {"train": 45000, "validation": 5000, "test": 10000}
-    assert all(35 < network["accuracy"] < 85 for network in found["networks"].values())
+    assert all(35 < network["accuracy"] < 80 for network in found["networks"].values())
