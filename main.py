@@ -22,7 +22,6 @@ import json
 import math
 import pickle
 import platform
-import random
 import signal
 import sys
 import tarfile
@@ -31,32 +30,26 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import cv2
 import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import requests
 import scipy
 import seaborn as sns
-import sklearn
 import torch
 import torch.nn.functional as F
-import torchvision
 from filelock import FileLock, Timeout
-from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy.ndimage import correlate, gaussian_filter
 from sklearn.metrics import confusion_matrix
 from sklearn.model_selection import train_test_split
-from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
-from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats import api as stats
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -79,6 +72,7 @@ recipe = partial(option, trains=True)  # files of weights of other values are no
 AT_LEAST_ONE = (1, 10**9)
 CURE = "delete it, pass --retrain to train again, or choose another --output-dir"
 IMAGE_SIZE = 32
+PAGE = 6.3  # inches: figures are as wide as the text of report.tex, so that 8 points are 8 points in print
 
 
 @dataclass(frozen=True)
@@ -101,7 +95,7 @@ class Settings:
     stem: int = recipe(16, "filters of the fixed whitening convolution, each with its negative", (1, 27))
     measured_images: int = recipe(5000, "training images whose mean, deviation and patches make it", AT_LEAST_ONE)
     whitening_epsilon: float = recipe(0.01, "added to the patches' eigenvalues: keeps noise small", (0, 1))
-    widths: tuple[int, ...] = recipe((32, 128, 256), "channels of each stage", AT_LEAST_ONE)
+    widths: tuple[int, ...] = recipe((64, 128, 256), "channels of each stage", AT_LEAST_ONE)
     reduction: int = recipe(8, "SE bottleneck: a stage's channels are divided by this", AT_LEAST_ONE)
     # Training recipe
     epochs: int = recipe(15, "passes over the training images", AT_LEAST_ONE)
@@ -114,7 +108,7 @@ class Settings:
     label_smoothing: float = recipe(0.1, "share of the target spread over all classes", (0, 0.99))
     crop_padding: int = recipe(2, "pixels that whole images are shifted by at most, reflected beyond", (0, 31))
     crop_size: int = recipe(24, "side of the crops in the first epochs; the last ones see whole images", (8, 32))
-    crop_epochs: float = recipe(0.6, "share of the epochs that see crops", (0, 1))
+    crop_epochs: float = recipe(0.8, "share of the epochs that see crops", (0, 1))
     validation: float = recipe(0.1, "share of the training images held out for validation", (0.01, 0.9))
     # The drawn dataset
     shapes_train: int = recipe(5000, "drawn images to train and validate on", (200, 10**9))
@@ -152,7 +146,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     parser = argparse.ArgumentParser("main.py", None, __doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for f in dataclasses.fields(Settings):
         kind = type(f.default[0] if isinstance(f.default, tuple) else f.default)
-        how: dict[str, Any] = {"type": Path if f.default is None else kind, "metavar": kind.__name__.upper()}
+        how: dict[str, Any] = {"type": Path if f.name.endswith("_dir") else kind}
         if kind is bool:
             how = {"action": "store_true"}
         elif isinstance(f.metadata["allowed"][0], str):
@@ -191,9 +185,8 @@ class Hardware:
 
 
 def choose_hardware(settings: Settings) -> Hardware:
-    """Ask the machine: CUDA if it is there; bfloat16 where a matrix unit computes it (CUDA's, or AMX on a CPU; with
-    AVX512-BF16 alone it trained at 0.6 of fp32's speed). Each of torchrun's processes on a machine has a GPU, in turn,
-    or an equal share of the cores."""
+    """Ask the machine: CUDA if it is there; bfloat16 where a matrix unit computes it (on CPUs AMX: AVX512-BF16 alone
+    trained at 0.6 of fp32's speed). Each of torchrun's processes has a GPU, in turn, or its share of the cores."""
     defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
     rank, ranks, local_rank, local_ranks = (int(os.environ.get(name, value)) for name, value in defaults.items())
     if settings.device != "cpu" and torch.cuda.is_available():
@@ -211,10 +204,8 @@ def choose_hardware(settings: Settings) -> Hardware:
     return Hardware(device, precision, description, settings.eval_batch, rank, ranks)
 
 
-def prepare_process(seed: int) -> None:
-    """Seed every generator, allow only algorithms that give the same bits every time, and keep freed memory."""
-    for plant in (random.seed, np.random.seed, torch.manual_seed):  # the last for CUDA too
-        plant(seed)
+def prepare_process() -> None:
+    """Allow only algorithms that give the same bits every time, and keep freed memory."""
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
     torch.use_deterministic_algorithms(True)
@@ -262,7 +253,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
 def write_figure(path: Path, figure: Figure, vector: bool = True) -> None:
     """A PNG, and for charts a PDF beside it; neither holds a date, so that a rerun gives the same bytes."""
     for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None}))[: 1 + vector]:
-        figure.savefig(buffer := io.BytesIO(), format=suffix[1:], dpi=150, metadata=metadata)
+        figure.savefig(buffer := io.BytesIO(), format=suffix[1:], dpi=200, metadata=metadata)
         write_file(path.with_suffix(suffix), buffer.getvalue())
 
 
@@ -329,10 +320,8 @@ def fetch_cifar10(settings: Settings) -> None:
     while not check_integrity(archive, CIFAR10.tgz_md5):
         if not waiting:
             tried = "".join(f"; {url}: {error}" for url, error in problems.items())
-            raise UserError(
-                f"CIFAR-10 could not be downloaded{tried}. Place {CIFAR10.filename} (MD5 {CIFAR10.tgz_md5}) in "
-                f"{settings.data_dir}, or try --dataset shapes, which needs no network"
-            )
+            cure = f"Place {CIFAR10.filename} (MD5 {CIFAR10.tgz_md5}) in {settings.data_dir}, or try --dataset shapes"
+            raise UserError(f"CIFAR-10 could not be downloaded{tried}. {cure}, which needs no network")
         url, before = waiting.pop(0), part.stat().st_size if part.exists() else 0
         try:
             download(url, part, patient=not waiting or url in problems, settings=settings)
@@ -360,9 +349,8 @@ SHAPES: dict[str, tuple[int, tuple[float, ...], float]] = {
 
 
 def draw_shapes(count: int, seed: int) -> Images:
-    """Draw `count` RGB images of single shapes on textured backgrounds with distractors, with their masks.
-    Classes take turns. Colour, place, size and rotation are random; the shape differs from its background by at
-    least 80 of 255 in every channel. Edges are anti-aliased by drawing at four times the size."""
+    """`count` images of single shapes on textured backgrounds with distractors, and their masks; classes take turns.
+    Colour, place, size and rotation are random; shape and background differ by at least 80 of 255 in every channel."""
     rng, shapes = np.random.default_rng(seed), list(SHAPES.values())
     side, small, fraction_bits = 4 * IMAGE_SIZE, (IMAGE_SIZE, IMAGE_SIZE), 4  # OpenCV takes corners in 1/16 pixel
     pixels, masks = np.empty((count, *small, 3), np.uint8), np.empty((count, *small), bool)
@@ -407,13 +395,10 @@ def load_data(settings: Settings) -> Dataset:
     return Dataset("CIFAR-10", tuple(parts[0].classes), ("cat", "dog", "bird", "airplane", "ship"), train, test)
 
 
-def split_train(labels: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+def split_train(labels: Tensor, settings: Settings) -> list[Tensor]:
     """Indices of the training images as (train, validation), sorted, stratified by class, by the seed."""
-    split = train_test_split(
-        np.arange(len(labels)), test_size=settings.validation, stratify=labels.numpy(), random_state=settings.seed
-    )
-    train, validation = (torch.from_numpy(np.sort(part)) for part in split)
-    return train, validation
+    how = {"test_size": settings.validation, "stratify": labels.numpy(), "random_state": settings.seed}
+    return [torch.from_numpy(np.sort(part)) for part in train_test_split(np.arange(len(labels)), **how)]
 
 
 def to_input(x: Tensor) -> Tensor:
@@ -422,9 +407,8 @@ def to_input(x: Tensor) -> Tensor:
 
 
 def crop_and_flip(pixels: Tensor, index: Tensor, offsets: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Images `index` [B] of `pixels` uint8 [N, 32, 32, 3], cropped, perhaps mirrored: uint8 [B, size, size, 3].
-    `offsets` int64 [B, 2] are row and column where a crop starts; what lies outside an image is reflected. One gather
-    does it all, and no reflection padding layer: that one has no deterministic backward pass on CUDA."""
+    """Images `index` [B] of `pixels` uint8 [N, 32, 32, 3], cropped, perhaps mirrored: uint8 [B, size, size, 3], by one
+    gather. `offsets` int64 [B, 2]: row and column where a crop starts; what lies outside an image is reflected."""
     line, last = torch.arange(size, device=pixels.device), pixels.shape[1] - 1
     rows = offsets[:, :1] + line
     columns = offsets[:, 1:] + torch.where(flip[:, None], size - 1 - line, line)
@@ -433,10 +417,9 @@ def crop_and_flip(pixels: Tensor, index: Tensor, offsets: Tensor, flip: Tensor, 
 
 
 def plan_epoch(epoch: int, count: int, settings: Settings) -> tuple[int, Tensor, Tensor, Tensor]:
-    """Side of the crops of an epoch, its order int64 [N], crop offsets int64 [N, 2] and flips bool [N].
-    A function of seed and epoch alone, drawn on the CPU: both networks, every device, and a resumed run see the
-    same images in the same order. The first epochs see small crops, which cost less and hide parts of the object. Each
-    image is mirrored in every other epoch (Jordan, arXiv 2404.00498): two epochs together show both sides of all."""
+    """Side of the crops of an epoch, its order int64 [N], crop offsets int64 [N, 2] and flips bool [N]: a function of
+    seed and epoch alone, so that both networks, every device, and a resumed run see the same. Small crops at first cost
+    less and hide parts of objects. Images are mirrored in every other epoch (Jordan, arXiv 2404.00498)."""
     size = settings.crop_size if epoch + 1 <= settings.crop_epochs * settings.epochs else IMAGE_SIZE
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003)
     flips = (torch.rand(count, generator=generator) < 0.5) ^ (epoch % 2 == 1)
@@ -475,11 +458,10 @@ def convolution(channels_in: int, channels_out: int) -> nn.Conv2d:
 class BaselineCNN(nn.Module):
     """A plain network: fixed stem, three stages of two 3x3 convolutions, global average, linear classifier.
     A stage is convolution, 2x2 maximum, batch norm, ReLU, convolution, batch norm, ReLU; `attention[i]` follows
-    stage i and does nothing here. Takes float [B, 3, H, W] in [0, 1] and normalises it by `mean` and `std` of the
-    training images [3]; these and the stem's filters are measured by `fit_input`, not learnt, and travel with the
-    weights. Returns logits [B, classes]."""
+    stage i and does nothing here. Takes float [B, 3, H, W] in [0, 1], returns logits [B, classes]. Its normalisation
+    and the stem's filters are measured by `fit_input`, not learnt, and travel with the weights."""
 
-    title, colour = "Baseline", "#0072B2"  # Okabe & Ito's colours, told apart by colour-blind readers, in every figure
+    title, colour, marker = "Baseline", "#004488", "o"  # Tol's colours that colour-blind readers and grey print keep
 
     def __init__(self, settings: Settings, classes: int) -> None:
         super().__init__()
@@ -533,7 +515,7 @@ class BaselineCNN(nn.Module):
 class SEAttentionCNN(BaselineCNN):
     """The Baseline with an `SEBlock` after each stage."""
 
-    title, colour = "SE-Attention", "#D55E00"
+    title, colour, marker = "SE-Attention", "#BB5566", "s"
 
     def attend(self, width: int, settings: Settings) -> nn.Module:
         return SEBlock(width, settings.reduction)
@@ -550,10 +532,9 @@ def build(network: str, settings: Settings, classes: int) -> BaselineCNN:
 
 # ---- Training: weights are reused where they fit, refused where they do not ----------------------------------------
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum whose step of a convolution is the orthogonal matrix nearest to it (Jordan et al., 2024).
-    All directions of a weight matrix then learn at the same pace: fewer epochs to the same accuracy. Weights
-    [out, in, 3, 3] are kept at norm sqrt(out), since batch norm makes their scale irrelevant (as airbench94_muon.py).
-    torch.optim.Muon takes no convolutions, and computes in bfloat16 alone, hundreds of times slower on many CPUs."""
+    """Nesterov momentum whose step of a convolution is the orthogonal matrix nearest to it (Jordan et al., 2024): all
+    directions of its weights learn at the same pace. Weights [out, in, 3, 3] are kept at norm sqrt(out), since batch
+    norm makes their scale irrelevant (as airbench94_muon.py). torch.optim.Muon takes no convolutions."""
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -588,8 +569,8 @@ class Trained:
     content: dict[str, Any]
 
 
-def load_trained(path: Path, network: str, classes: int, settings: Settings, precision: str) -> Trained:
-    """The finished or half-trained network of a file, on the CPU; UserError where it is not of these settings."""
+def load_trained(path: Path, network: str, classes: int, settings: Settings, precision: str, half: int = 0) -> Trained:
+    """The finished, or `half`-trained, network of a file, on the CPU; UserError where it is not of these settings."""
     content, model = read_tensors(path), build(network, settings, classes)
     wanted = {**settings.of_training(), "network": network, "precision": precision}
     try:
@@ -599,51 +580,54 @@ def load_trained(path: Path, network: str, classes: int, settings: Settings, pre
             what = ", ".join(f"{k} {found.get(k)} (now {wanted.get(k)})" for k in differing)
             raise UserError(f"{path} was trained otherwise, {what}: {CURE}")
         model.load_state_dict(content["state_dict"])
-        if not all(value.isfinite().all() for value in model.state_dict().values()):
-            raise UserError(f"{path} holds weights that are not finite: {CURE}")
+        finite = all(value.isfinite().all() for value in model.state_dict().values())
+        if not finite or ("optimizers" in content) != half:
+            raise UserError(
+                f"{path} holds {'a training half done' if finite else 'weights that are not finite'}: {CURE}"
+            )
         return Trained(network, settings.seed, model.eval(), content)
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} does not hold this network's weights: {CURE}") from error
 
 
 def versions() -> dict[str, str]:
-    modules = (torch, torchvision, np, sklearn, cv2, matplotlib, sns)
-    return {"python": platform.python_version(), **{module.__name__: str(module.__version__) for module in modules}}
+    names = ("torch", "torchvision", "numpy", "scikit-learn", "opencv-python-headless", "matplotlib")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def train(network: str, data: Dataset, settings: Settings, hardware: Hardware, path: Path) -> None:
-    """Train one network and write its file `path`; the last epoch's weights are the result.
-    After each epoch the whole state goes to a file beside it; where that exists, training goes on from it. No
-    generator's state is in it: all that is random in an epoch follows from seed and epoch."""
+    """Train one network and write its file `path`; the last epoch's weights are the result. After each epoch the whole
+    state goes to a file beside it, from which training goes on: all that is random follows from seed and epoch."""
     half_way, device = path.with_name(f"{path.stem}_resume.pth"), hardware.device
     images, validation = (data.train.select(index) for index in split_train(data.train.labels, settings))
     pixels, all_labels, count = images.pixels.to(device), images.labels.to(device), len(images.labels)
     content: dict[str, Any] = {
-        "network": network, "settings": settings.of_training(), "history": {}, "device": hardware.description,
+        "network": network, "settings": settings.of_training(), "history": [], "device": hardware.description,
         "precision": hardware.precision, "versions": versions(),
     }  # fmt: skip
     if half_way.exists():
-        trained = load_trained(half_way, network, len(data.classes), settings, hardware.precision)
+        trained = load_trained(half_way, network, len(data.classes), settings, hardware.precision, half=1)
         model, content = trained.model, trained.content
     else:
         model = build(network, settings, len(data.classes))
         model.fit_input(images.pixels, settings)
     optimizers, history = make_optimizers(model.to(device), settings), content["history"]
-    for optimizer, state in zip(optimizers, content.get("optimizers", ()), strict=False):
+    for optimizer, state in zip(optimizers, content.pop("optimizers", ()), strict=False):
         optimizer.load_state_dict(state)
     # Targets as probabilities: the loss on class indices (NLLLoss) is not deterministic on CUDA.
     loss_function = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
     targets = torch.eye(len(data.classes), device=device)
     steps = math.ceil(count / settings.batch_size)  # of an epoch
     quiet = hardware.ranks > 1 or not sys.stderr.isatty()  # the bars of several ranks would overwrite each other
-    for epoch in range(len(history.get("seconds", ())), settings.epochs):
+    for epoch in range(len(history), settings.epochs):
         start, label = time.perf_counter(), f"rank {hardware.rank}: " if hardware.ranks > 1 else ""
         name = f"{label}{model.title} seed {settings.seed} epoch {epoch + 1}/{settings.epochs}"
         size, *plan = plan_epoch(epoch, count, settings)
         order, offsets, flips = (part.to(device) for part in plan)
         losses, right = torch.zeros(steps, device=device), torch.zeros(steps, device=device)
         model.train()
-        for i, index in enumerate(bar := tqdm(order.tensor_split(steps), name, disable=quiet, leave=False)):
+        bar = tqdm(order.tensor_split(steps), name, leave=False, unit="images", unit_scale=count / steps, disable=quiet)
+        for i, index in enumerate(bar):
             for optimizer in optimizers:
                 for group in optimizer.param_groups:  # learning rates fall linearly to zero
                     group["lr"] = optimizer.defaults["lr"] * (1 - (epoch + i / steps) / settings.epochs)
@@ -657,9 +641,6 @@ def train(network: str, data: Dataset, settings: Settings, hardware: Hardware, p
                 for optimizer in optimizers:
                     optimizer.step()
             losses[i], right[i] = loss.detach(), (logits.argmax(1) == all_labels[index]).sum()
-            if i % 10 == 9 and not quiet:  # reading the loss makes a GPU wait
-                speed = settings.batch_size * (bar.format_dict["rate"] or 0)
-                bar.set_postfix_str(f"loss {losses[:i].mean():.3f}, {speed:,.0f} images/s")
         train_loss, seconds = losses.mean().item(), time.perf_counter() - start
         scores = predict(model, validation.pixels, hardware)
         validation_loss = loss_function(scores, targets.cpu()[validation.labels]).item()
@@ -668,17 +649,16 @@ def train(network: str, data: Dataset, settings: Settings, hardware: Hardware, p
             rate = settings.learning_rate * (1 - (epoch + step / steps) / settings.epochs)
             where = f"{name}, step {step + 1}, at learning rate {rate:.3g}"
             raise UserError(f"the loss is not finite in {where}: lower --learning-rate and --muon-rate")
-        called = scores.argmax(1) == validation.labels
-        train_accuracy, accuracy = 100 * right.sum().item() / count, 100 * called.double().mean().item()
-        keys = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "seconds")
-        for key, value in zip(keys, (train_loss, train_accuracy, validation_loss, accuracy, seconds), strict=True):
-            history.setdefault(key, []).append(value)
-        accuracies = f"train {train_accuracy:5.2f} %  validation {accuracy:5.2f} %"
-        tqdm.write(f"{name:40s} loss {train_loss:.3f}  {accuracies}  {count / seconds:,.0f} images/s")
+        accuracy = 100 * (scores.argmax(1) == validation.labels).double().mean().item()
+        found = {"train_loss": train_loss, "train_accuracy": 100 * right.sum().item() / count}
+        found |= {"validation_loss": validation_loss, "validation_accuracy": accuracy}
+        history.append({**found, "seconds": seconds})
+        shown = "  ".join(f"{key.replace('_', ' ')} {value:5.2f}" for key, value in found.items())
+        tqdm.write(f"{name:40s} {shown}  {count / seconds:,.0f} images/s")
         content |= {"state_dict": {k: v.cpu() for k, v in model.state_dict().items()}}
         if epoch + 1 < settings.epochs:
             write_tensors(half_way, {**content, "optimizers": [o.state_dict() for o in optimizers]})
-    write_tensors(path, {k: v for k, v in content.items() if k != "optimizers"})
+    write_tensors(path, content)
     half_way.unlink(missing_ok=True)
 
 
@@ -745,14 +725,13 @@ Intervals = dict[str, tuple[float, float, float]]  # accuracy, low and high in p
 
 
 def accuracy_intervals(runs: Runs, settings: Settings) -> Intervals:
-    """Accuracy overall and by class with its interval, in percent.
-    One seed: Wilson's interval, of these weights on other images. More: mean and t interval, of other seeds' weights.
-    """
+    """Accuracy overall and by class with its interval, in percent. One seed: Wilson's interval, of these weights on
+    other images. More: mean and t interval, of other seeds' weights."""
     right = np.array([[e.confusion.trace(), *e.confusion.diagonal()] for e in runs])  # [seeds, 1 + classes]
     count = np.array([runs[0].confusion.sum(), *runs[0].confusion.sum(1)])
     shares = 100 * right / count.clip(1)
     if len(runs) == 1:
-        bounds = 100 * np.transpose(proportion_confint(right[0], count, alpha=settings.level, method="wilson"))
+        bounds = 100 * np.transpose(stats.proportion_confint(right[0], count, alpha=settings.level, method="wilson"))
     else:
         bounds = np.array([t_test(column, settings)[:2] for column in shares.T]).clip(0, 100)
     rows = zip(shares.mean(0).tolist(), *bounds.T.tolist(), strict=True)
@@ -779,13 +758,12 @@ def bootstrap_interval(change: np.ndarray, settings: Settings) -> tuple[float, f
 
 
 def compare_group(change: np.ndarray, settings: Settings) -> dict[str, Any]:
-    """How the accuracy of one network differs from another's on some test images, in percentage points.
-    `change` [seeds, images] is 1 where only this network is right, -1 where only the other is, else 0. `interval` and
-    `p` are of a paired t test over seeds, with one seed of paired bootstrap and exact McNemar test over images."""
+    """The difference in accuracy on some images, in points; `change` [seeds, images] is 1 where only this network is
+    right, -1 where only the first is, else 0. Interval and p: t test, of one seed bootstrap and exact McNemar test."""
     pairs = []
     for row in change:
         gained, lost = int((row > 0).sum()), int((row < 0).sum())
-        p = float(mcnemar([[0, gained], [lost, 0]], exact=True).pvalue) if gained + lost else 1.0
+        p = float(stats.mcnemar([[0, gained], [lost, 0]], exact=True).pvalue) if gained + lost else 1.0
         interval = bootstrap_interval(100 * row[None], settings)
         pairs.append({"only_this_right": gained, "only_first_right": lost, "p": p, "interval": interval})
     found: dict[str, Any] = {"difference": 100 * change.mean(), "pairs": pairs}
@@ -794,25 +772,25 @@ def compare_group(change: np.ndarray, settings: Settings) -> dict[str, Any]:
     low, high, p = t_test(100 * change.mean(1), settings)
     both, deviation = bootstrap_interval(100 * change, settings), float(100 * change.mean(1).std(ddof=1))
     found |= {"interval": (low, high), "p": p, "standard_deviation": deviation, "interval_over_seeds_and_images": both}
-    effect = TTestPower().solve_power(nobs=len(change), alpha=settings.level, power=settings.power)
+    effect = stats.TTestPower().solve_power(nobs=len(change), alpha=settings.level, power=settings.power)
     return {**found, "detectable_difference": float(effect) * deviation}
 
 
 def compare(runs: Runs, first: Runs, labels: Tensor, classes: Sequence[str], settings: Settings) -> dict[str, Any]:
-    """Compare a network's runs with the first network's, overall and by class, and say the verdict.
-    The rule: "better" or "worse" where p is below the level, after Holm's correction over the classes."""
+    """Compare a network's runs with the first network's, overall and by class. The rule of the verdict: "better" or
+    "worse" where p is below the level, after Holm's correction over the classes."""
     right, right_first = (np.stack([e.predicted == labels for e in part]).astype(int) for part in (runs, first))
     members = {"overall": labels >= 0, **{name: labels == k for k, name in enumerate(classes)}}
     found = {name: compare_group((right - right_first)[:, of.numpy()], settings) for name, of in members.items()}
     overall, *by_class = found.values()
     for rows in ([overall], by_class):
         for tests in (rows, *([row["pairs"][s] for row in rows] for s in range(len(right)))):
-            corrected = multipletests([test["p"] for test in tests], method="holm")[1]
+            corrected = stats.multipletests([test["p"] for test in tests], method="holm")[1]
             for test, p in zip(tests, corrected.tolist(), strict=True):
                 test["p_holm"] = p
-        for row in rows:
-            side = "better" if row["difference"] > 0 else "worse"
-            row["verdict"] = side if row["p_holm"] < settings.level else "not distinguishable"
+    for row in found.values():
+        side = "better" if row["difference"] > 0 else "worse"
+        row["verdict"] = side if row["p_holm"] < settings.level else "not distinguishable"
     return found
 
 
@@ -821,19 +799,16 @@ def say_verdict(network: str, found: dict[str, Any], settings: Settings) -> str:
     overall, seeds = found["overall"], settings.seeds
     words = overall["verdict"] + (" from" if overall["verdict"].startswith("not") else " than")
     (low, high), test = overall["interval"], f"paired t test over {seeds} seeds" if seeds > 1 else "exact McNemar test"
-    limit = "That holds for these two trained networks; one seed can't speak for the architecture."
-    if seeds > 1:
-        detected = overall["detectable_difference"]
-        limit = f"So many seeds detect a difference of {detected:.2f} points {settings.power:.0%} of the time."
-    names = {
-        side: ", ".join(k for k, row in found.items() if row["verdict"] == side and k != "overall") or "none"
-        for side in ("better", "worse")
-    }
+    detected = f"a difference of {overall.get('detectable_difference', 0):.2f} points {settings.power:.0%} of the time"
+    single = "That holds for these two trained networks; one seed can't speak for the architecture."
+    classes = [(name, row["verdict"]) for name, row in found.items() if name != "overall"]
+    better, worse = (", ".join(k for k, of in classes if of == side) or "none" for side in ("better", "worse"))
     return (
         f"{NETWORKS[network].title} CNN is {words} {next(iter(NETWORKS.values())).title} CNN: "
         f"{overall['difference']:+.2f} percentage points, {100 * (1 - settings.level):g} % interval {low:+.2f} to "
-        f"{high:+.2f} ({test}, p = {overall['p']:.2g}). {limit} "
-        f"By class, Holm-corrected: better on {names['better']}; worse on {names['worse']}."
+        f"{high:+.2f} ({test}, p = {overall['p']:.2g}). "
+        f"{f'So many seeds detect {detected}.' if seeds > 1 else single} "
+        f"By class, Holm-corrected: better on {better}; worse on {worse}."
     )
 
 
@@ -853,6 +828,7 @@ def grad_cam(model: BaselineCNN, pixels: Tensor, classes: Tensor) -> Tensor:
 
 
 HEAT_COLOURS = matplotlib.colormaps["turbo"]
+PERCENT: dict[str, Any] = {"annot": True, "fmt": ".1f", "cmap": "Blues", "vmin": 0, "vmax": 100}
 Picture = tuple[np.ndarray, str, str]  # uint8 [H, W, 3] RGB, what stands above it, and in which colour
 
 
@@ -882,8 +858,7 @@ def first_of_class(labels: Tensor, classes: Sequence[int], count: int) -> Tensor
 
 
 def find_failures(runs: Runs, labels: Tensor, count: int) -> dict[str, tuple[Tensor, list[Evaluation]]]:
-    """Groups of failures by title: test indices, and the networks to show, the first of which is the one wrong.
-    Each network's most confident mistakes, and the images on which it alone is wrong, most confident first."""
+    """Groups of failures by title, most confident first: test indices, and the networks shown, the wrong one first."""
     groups = {}
     for title, lonely in (("{}: most confident mistakes", False), ("Only {} is wrong", True)):
         for e in runs:
@@ -944,9 +919,9 @@ def fog(x: np.ndarray, strength: tuple[float, float], rng: np.random.Generator) 
 
 
 def change_hsv(x: np.ndarray, channel: int, factor: float, shift: float) -> np.ndarray:
-    hsv = rgb_to_hsv(x)
+    hsv = matplotlib.colors.rgb_to_hsv(x)
     hsv[..., channel] = (hsv[..., channel] * factor + shift).clip(0, 1)
-    return hsv_to_rgb(hsv)
+    return matplotlib.colors.hsv_to_rgb(hsv)
 
 
 def elastic_transform(x: np.ndarray, strength: tuple[float, float, float], rng: np.random.Generator) -> np.ndarray:
@@ -973,13 +948,9 @@ def pixelate(x: np.ndarray, scale: float, rng: np.random.Generator) -> np.ndarra
 
 
 def jpeg_compression(x: np.ndarray, quality: int, rng: np.random.Generator) -> np.ndarray:
-    bgr = np.rint(x * 255).astype(np.uint8)[..., ::-1]
-    files = (cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1] for image in bgr)
-    return (
-        np.stack([np.asarray(cv2.imdecode(file, cv2.IMREAD_COLOR)) for file in files])[..., ::-1] / 255
-        if quality
-        else x
-    )
+    bgr = np.rint(x * 255).astype(np.uint8)[..., ::-1] if quality else ()
+    files = [cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1] for image in bgr]
+    return np.stack([np.asarray(cv2.imdecode(file, cv2.IMREAD_COLOR_RGB)) for file in files]) / 255 if files else x
 
 
 # CIFAR-10-C (Hendrycks & Dietterich, ICLR 2019): what is done to images float64 [N, 32, 32, 3] in [0, 1], and how
@@ -1083,11 +1054,10 @@ def study_calibration(e: Evaluation, data: Dataset, settings: Settings, hardware
 
 
 def study_heatmaps(model: BaselineCNN, images: Images, settings: Settings, hardware: Hardware) -> Iterator[dict]:
-    """Does Grad-CAM mean anything? Beside random maps as coarse as its own, and as the network is randomised.
+    """Does Grad-CAM mean anything? It is held beside random maps as coarse, and the network is randomised.
     Deletion and insertion (Petsiuk et al., BMVC 2018, section 3.3): mean probability of the predicted class as the
-    hottest pixels are greyed, or put back into the blurred image; ties are broken by chance. With masks: whether the
-    hottest pixel hits the object, and the overlap. Last, the rank correlation of maps with themselves as layers are
-    shuffled from the classifier down, which maps of what was learnt should lose (Adebayo et al., NeurIPS 2018)."""
+    hottest pixels are greyed, or put back into the blurred image. With masks: pointing game and overlap. Last, the rank
+    correlation with maps of the network shuffled from the classifier down (Adebayo et al., NeurIPS 2018)."""
     pixels, steps, generator = images.pixels, settings.curve_steps, torch.Generator().manual_seed(settings.seed)
     classes = predict(model, pixels, hardware).argmax(1)
     heat, coarse = grad_cam(model, pixels, classes), torch.rand(len(classes), 1, 4, 4, generator=generator)
@@ -1116,9 +1086,8 @@ def study_heatmaps(model: BaselineCNN, images: Images, settings: Settings, hardw
 
 
 def study_gates(model: BaselineCNN, images: Images, classes: Sequence[str], hardware: Hardware) -> Iterator[dict]:
-    """What the SE blocks learnt (Hu et al., TPAMI 2020, section 7); nothing without SE blocks.
-    Mean excitation by stage, class and channel; the share of the gates' variance over images that lies between
-    classes; and the accuracy in percent with all gates held at their means."""
+    """What the SE blocks learnt (Hu et al., TPAMI 2020, section 7): mean excitation by stage, class and channel; the
+    share of the gates' variance that lies between classes; accuracy with all gates held at their means."""
     frozen = copy.deepcopy(model)
     for k, (block, held) in enumerate(zip(model.attention, frozen.attention, strict=True), start=1):
         if isinstance(block, SEBlock) and isinstance(held, SEBlock):
@@ -1135,12 +1104,12 @@ def study_gates(model: BaselineCNN, images: Images, classes: Sequence[str], hard
             fixed = gates.mean(0).to(hardware.device)
             held.gate = lambda x, fixed=fixed: fixed.expand(len(x), -1)  # type: ignore[method-assign, misc]
             if k == len(frozen.attention):
+                yield row(accuracy_of(model, images, hardware), "Gates as learnt: accuracy (%)")
                 yield row(accuracy_of(frozen, images, hardware), "Gates at their means: accuracy (%)")
 
 
 def corrupted_sets(data: Dataset, index: Tensor, settings: Settings) -> Iterator[tuple[str, Tensor]]:
-    """Test images `index` under every corruption, uint8 [5, N, 32, 32, 3] by severity.
-    From the official arrays, which hold the 10,000 test images five times, where they lie in the data folder."""
+    """Test images `index` under each corruption, uint8 [5, N, 32, 32, 3] by severity; the official ones if present."""
     arrays = sorted((settings.data_dir / "CIFAR-10-C").glob("[!l]*.npy")) if settings.dataset == "cifar10" else []
     for path in arrays:
         try:
@@ -1153,12 +1122,17 @@ def corrupted_sets(data: Dataset, index: Tensor, settings: Settings) -> Iterator
         yield name.replace("_", " "), torch.stack(made)
 
 
+def stressed(data: Dataset, settings: Settings) -> Tensor:
+    """Indices of the test images under stress: the first of each class, as many of each."""
+    count = settings.stress_images // (5 if settings.stress == "quick" else 1) // len(data.classes)
+    return first_of_class(data.test.labels, range(len(data.classes)), max(1, count))
+
+
 def stress_test(runs: Runs, data: Dataset, settings: Settings, hardware: Hardware) -> pd.DataFrame:
     """All stress tests of all networks and seeds, a `row` each; heatmaps and gates of the first seed alone."""
-    share, bars = 5 if settings.stress == "quick" else 1, {"leave": False, "disable": not sys.stderr.isatty()}
-    count = max(1, settings.stress_images // share // len(data.classes))
-    index = first_of_class(data.test.labels, range(len(data.classes)), count)
-    images, few = (data.test.select(index[::step]) for step in (1, max(1, share * len(index) // settings.curve_images)))
+    index, bars = stressed(data, settings), {"leave": False, "disable": not sys.stderr.isatty()}
+    step = max(1, settings.stress_images // settings.curve_images)
+    images, few = (data.test.select(index[::k]) for k in (1, step))
     right, found = {n: np.zeros((settings.seeds, len(index))) for n in NETWORKS}, list[dict[str, Any]]()
 
     def note(network: str, seed: int, rows: Iterable[dict]) -> None:
@@ -1191,55 +1165,57 @@ def stress_test(runs: Runs, data: Dataset, settings: Settings, hardware: Hardwar
 
 
 # ---- Figures: results and a path in, a picture out -----------------------------------------------------------------
-def draw_lines(rows: pd.DataFrame, xlabel: str, path: Path, **axes: Any) -> None:
-    """Charts side by side from columns panel, network, line (its style), x and y.
-    Where several seeds give a y at the same x, their mean is drawn and their range shaded."""
-    grid = sns.relplot(
-        rows, x="x", y="y", hue="network", style="line" if rows.line.nunique() > 1 else None, col="panel", kind="line",
-        palette={n.title: n.colour for n in NETWORKS.values()}, errorbar=("pi", 100), marker="o", ms=5, height=3.5,
-        aspect=1.2, facet_kws={"sharey": "ylim" in axes},
-    )  # fmt: skip
-    grid.set_axis_labels(xlabel, "").set_titles("{col_name}").set(**axes)
-    if axes.get("xlim"):  # confidence: the perfectly calibrated lie on the diagonal
-        grid.map(lambda **_: plt.gca().axline((0, 0), slope=1, color="0.6", linestyle="--", zorder=1))
-    write_figure(path, grid.figure)
-    plt.close(grid.figure)
+def draw_lines(rows: pd.DataFrame, xlabel: str, limits: dict[str, tuple[float, float]], path: Path) -> None:
+    """Charts side by side from columns panel, network, line (its style), x and y; `limits` of y by panel. Of several
+    seeds' y at the same x the mean is drawn and the range shaded. Calibrated confidence lies on the dotted diagonal."""
+    looks, styles = {n.title: n for n in NETWORKS.values()}, list(rows.line.unique())
+    figure, panels = Figure(figsize=(PAGE, 0.38 * PAGE), layout="constrained"), rows.groupby("panel", sort=False)
+    for axes, (panel, part) in zip(figure.subplots(1, panels.ngroups), panels, strict=True):
+        for (network, line), curve in part.groupby(["network", "line"], sort=False):
+            of_x, look = curve.groupby("x").y, {"color": looks[network].colour, "label": f"{network} {line}"}
+            axes.plot(of_x.mean(), ls=("-", "--")[styles.index(line)], marker=looks[network].marker, ms=3, **look)
+            axes.fill_between(of_x.mean().index, of_x.min(), of_x.max(), color=looks[network].colour, alpha=0.2, lw=0)
+        axes.set(title=panel, xlabel=xlabel, ylim=limits[panel])
+        axes.xaxis.get_major_locator().set_params(integer=xlabel == "epoch")
+        if xlabel == "confidence":
+            axes.axline((0, 0), slope=1, color="0.4", ls=":", zorder=1)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    write_figure(path, figure)
 
 
-def draw_curves(runs: Runs, path: Path) -> None:
-    rows = [
-        {"network": e.trained.model.title, "panel": panel, "line": line, "x": epoch, "y": y}
+def draw_curves(runs: Sequence[Evaluation], plots: Path) -> None:
+    """A figure for each network, its panels as high as the other networks'."""
+    rows = pd.DataFrame(
+        {"key": e.trained.network, "network": e.trained.model.title, "panel": panel, "line": line, "x": x, "y": of[key]}
         for e in runs
-        for panel, key in (("loss", "loss"), ("accuracy (%)", "accuracy"))
-        for part, line in (("validation", "validation"), ("train", "training (augmented)"))
-        for epoch, y in enumerate(e.trained.content["history"][f"{part}_{key}"], start=1)
-    ]
-    draw_lines(pd.DataFrame(rows), "epoch", path)
+        for x, of in enumerate(e.trained.content["history"], start=1)
+        for panel, what in (("loss", "loss"), ("accuracy (%)", "accuracy"))
+        for line, key in (("validation", f"validation_{what}"), ("training (augmented)", f"train_{what}"))
+    )
+    limits = {panel: (y.min() - 0.05 * np.ptp(y), y.max() + 0.05 * np.ptp(y)) for panel, y in rows.groupby("panel").y}
+    for n, of_network in rows.groupby("key"):
+        draw_lines(of_network, "epoch", limits, plots / f"{n}_curves.png")
 
 
 def draw_accuracy(intervals: dict[str, Intervals], path: Path) -> None:
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    axes, (first, *classes) = figure.subplots(), next(iter(intervals.values()))
-    found = np.array([[i[name] for name in (*classes, first)] for i in intervals.values()])  # [networks, names, 3]
-    values = pd.DataFrame(found[..., 0].T, [*classes, "Overall"], [NETWORKS[n].title for n in intervals])
-    errors = np.stack([found[..., 0] - found[..., 1], found[..., 2] - found[..., 0]], 1).clip(0)
-    colours = [NETWORKS[n].colour for n in intervals]
-    values.plot.bar(ax=axes, yerr=errors, color=colours, width=0.8, rot=0, capsize=2, legend=False)
-    for bars in list[Any](axes.containers[1::2]):  # each after its error bars
-        axes.bar_label(bars, [f"{y:.1f}".replace("100.0", "100") for y in bars.datavalues], fontsize=7, padding=2)
-    axes.set(ylabel="test accuracy (%)", ylim=(max(0, 10 * math.floor(found.min() / 10 - 1)), 104))
-    axes.grid(visible=False, axis="x")
-    figure.legend(loc="outside upper right", ncols=len(intervals))
+    axes = (figure := Figure(figsize=(PAGE, 0.4 * PAGE), layout="constrained")).subplots()
+    for k, (n, found) in enumerate(intervals.items()):
+        overall, *classes = found
+        value, low, high = np.array([found[name] for name in (*classes, overall)]).T
+        places = np.arange(len(found)) + 0.25 * (k - (len(intervals) - 1) / 2)  # side by side
+        look: dict[str, Any] = {"fmt": NETWORKS[n].marker, "color": NETWORKS[n].colour, "label": NETWORKS[n].title}
+        axes.errorbar(places, value, np.stack([value - low, high - value]).clip(0), ms=4, capsize=2.5, **look)
+    axes.set(ylabel="test accuracy (%)", xticks=range(len(found)), xticklabels=[*classes, "Overall"])
+    axes.tick_params(axis="x", labelsize=7)
+    figure.legend(loc="outside upper center", ncols=len(intervals))
     write_figure(path, figure)
 
 
 def draw_seeds(accuracy: dict[str, list[float]], compared: dict[str, Any], settings: Settings, path: Path) -> None:
     """Left: each seed's networks, joined. Right: each seed's change, and the mean change with its interval."""
-    left, right = (figure := Figure(figsize=(9, 3.8), layout="constrained")).subplots(1, 2)
+    left, right = (figure := Figure(figsize=(PAGE, 0.42 * PAGE), layout="constrained")).subplots(1, 2)
     seeds, titles = range(settings.seed, settings.seed + settings.seeds), [NETWORKS[n].title for n in accuracy]
-    left.plot(titles, np.array(list(accuracy.values())), color="0.6", lw=1, zorder=1)
-    for n, values in accuracy.items():
-        left.scatter([NETWORKS[n].title] * len(values), values, color=NETWORKS[n].colour, zorder=2)
+    left.plot(titles, np.array(list(accuracy.values())), color="0.4", marker="o", ms=4)
     left.set(xlim=(-0.5, len(accuracy) - 0.5), ylabel="test accuracy (%)")
     for n, groups in compared.items():
         mean, (low, high) = groups["overall"]["difference"], groups["overall"]["interval"]
@@ -1248,68 +1224,69 @@ def draw_seeds(accuracy: dict[str, list[float]], compared: dict[str, Any], setti
         right.axhspan(low, high, alpha=0.2, lw=0, label=f"{1 - settings.level:.0%} interval of the mean", **how)
         right.axhline(mean, label=f"mean {mean:+.2f}", **how)
     right.axhline(0, color="black", lw=1)
-    right.set(xlabel="seed", xticks=seeds, ylabel=f"change from {titles[0]} (points)")
-    right.margins(y=0.15)
-    figure.legend(loc="outside upper right", ncols=3, fontsize=9)
+    right.set(xlabel="seed", xticks=seeds, ylabel=f"change from {titles[0]} (points)", ymargin=0.15)
+    figure.legend(loc="outside upper right", ncols=3)
     write_figure(path, figure)
 
 
-def draw_matrices(panels: dict[str, tuple[pd.DataFrame, dict]], labels: tuple[str, str], path: Path) -> None:
-    """Matrices side by side, by title, each with how seaborn's heatmap shall show it; `labels` of columns and rows."""
-    size = (3.7 * len(panels) + 3.7, 1.2 + 0.42 * len(next(iter(panels.values()))[0]))
-    figure = Figure(figsize=size, layout="constrained")
-    for k, (axes, title) in enumerate(zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True)):
-        matrix, how = panels[title]
-        sns.heatmap(matrix, ax=axes, yticklabels=k == 0, annot_kws={"size": 8}, **how)
-        axes.set(xlabel=labels[0], ylabel=labels[1] if k == 0 else "", title=title)
-        axes.set_xticks(axes.get_xticks(), axes.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
+def draw_matrices(panels: dict[str, tuple[pd.DataFrame, str, dict]], labels: tuple[str, str], path: Path) -> None:
+    """Matrices side by side, by title: what they are, the scale, and how seaborn shows it; neighbours share a scale."""
+    width, line, turn = (PAGE, 0.17, 0) if len(panels) > 1 else (0.75 * PAGE, 0.3, 45)
+    figure = Figure(figsize=(width, 0.8 + line * len(next(iter(panels.values()))[0])), layout="constrained")
+    scales = [*(scale for _, scale, _ in panels.values()), ""]
+    for k, axes in enumerate(figure.subplots(1, len(panels), squeeze=False)[0]):
+        matrix, scale, how = list(panels.values())[k]
+        shown = {"yticklabels": k == 0, "annot_kws": {"size": 6.5}, "cbar": scale != scales[k + 1]}
+        sns.heatmap(matrix, ax=axes, cbar_kws={"label": scale}, **shown, **how)
+        axes.set(xlabel=labels[0], ylabel=labels[1] if k == 0 else "", title=list(panels)[k])
+        axes.set_xticks(axes.get_xticks(), axes.get_xticklabels(), rotation=turn, ha="right" if turn else "center")
         axes.tick_params(axis="y", rotation=0)
     write_figure(path, figure)
-
-
-def percentages(matrix: pd.DataFrame, unit: str) -> tuple[pd.DataFrame, dict]:
-    """A panel for `draw_matrices` of numbers from 0 to 100, zeros left out."""
-    text = matrix.map(lambda v: f"{v:.1f}" if v else "")
-    return matrix, {"annot": text, "fmt": "", "cmap": "Blues", "vmin": 0, "vmax": 100, "cbar_kws": {"label": unit}}
 
 
 def draw_pictures(blocks: Mapping[str, Sequence[Sequence[Picture]]], path: Path, heat: bool = True) -> None:
     """Rows of pictures under headings; with the scale of Grad-CAM's colours if they are heatmaps."""
     columns = max((len(row) for block in blocks.values() for row in block), default=1)
-    heights = [1.95 * len(block) + 0.45 * bool(title) for title, block in blocks.items()]
-    figure = Figure(figsize=(1.75 * columns + heat, sum(heights)), layout="constrained")
+    side = min(1.4, (PAGE - 0.6 * heat) / columns)
+    heights = [(side + 0.35) * len(block) + 0.25 * bool(title) for title, block in blocks.items()]
+    figure = Figure(figsize=(side * columns + 0.6 * heat, sum(heights)), layout="constrained")
     parts = figure.subfigures(len(blocks), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, (title, block) in zip(parts, blocks.items(), strict=True):
-        part.suptitle(title if block else f"{title}: no such image", fontsize=12, weight="bold")
-        panels = part.subplots(max(1, len(block)), columns, squeeze=False)
+        part.suptitle(title if block else f"{title}: no such image", fontsize=9, weight="bold")
+        if not block:
+            continue
+        panels = part.subplots(len(block), columns, squeeze=False)
         for axes in panels.flat:
             axes.set_axis_off()
         for axes, picture in ((panels[r, c], p) for r, row in enumerate(block) for c, p in enumerate(row)):
             axes.imshow(picture[0], interpolation="nearest")
-            axes.set_title(picture[1], color=picture[2], fontsize=9)
-        if heat and block:
+            axes.set_title(picture[1], color=picture[2], fontsize=7)
+        if heat:
             scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), HEAT_COLOURS)
             part.colorbar(scale, ax=panels, label="Grad-CAM, per image", shrink=0.9)
     write_figure(path, figure, vector=False)
 
 
 def draw_stress(rows: pd.DataFrame, plots: Path) -> None:
-    of, unit = dict(iter(rows.groupby("figure"))), (-0.03, 1.03)
-    draw_lines(of["attacks"], "largest change of a pixel (of 255)", plots / "attacks.png", ylim=(-3, 103))
-    draw_lines(of["reliability"], "confidence", plots / "reliability.png", xlim=unit, ylim=unit)
-    draw_lines(of["deletion_insertion"], "pixels, hottest first (%)", plots / "deletion_insertion.png", ylim=unit)
-    tables = {
-        n: part.pivot_table(index="panel", columns="x", values="y", sort=False).rename(columns=int)
-        for n, part in of["robustness"].groupby("network", sort=False)
-    }
+    of = dict(iter(rows.groupby("figure")))
+    of["reliability"] = of["reliability"][lambda part: part.seed == part.seed.min()]  # other seeds' bins differ in x
+    about = {"attacks": "largest change of a pixel (of 255)", "reliability": "confidence"}
+    for name, xlabel in (about | {"deletion_insertion": "pixels, hottest first (%)"}).items():
+        limits = (-3, 103) if name == "attacks" else (-0.03, 1.03)
+        draw_lines(of[name], xlabel, dict.fromkeys(of[name].panel, limits), plots / f"{name}.png")
+    pivot = partial(pd.DataFrame.pivot_table, columns="x", values="y", sort=False)
+    by_network = of["robustness"].groupby("network", sort=False)
+    tables = {n: pivot(part, index="panel").rename(columns=int) for n, part in by_network}
     first, *others = tables
-    panels = {n: percentages(table, "accuracy (%)") for n, table in tables.items()}
-    how = {"annot": True, "fmt": "+.1f", "cmap": "PuOr", "center": 0, "cbar_kws": {"label": "change (points)"}}
-    panels |= {f"{n} minus {first}": (tables[n] - tables[first], how) for n in others}
+    panels = {n: (table, "accuracy (%)", PERCENT) for n, table in tables.items()}
+    changes = {f"{n} minus {first}": tables[n] - tables[first] for n in others}
+    most = max(change.abs().max(axis=None) for change in changes.values())
+    how = {"cmap": "PuOr", "vmin": -most, "vmax": most, "annot": True, "fmt": "+.1f"}
+    panels |= {title: (change, "change (points)", how) for title, change in changes.items()}
     draw_matrices(panels, ("severity", ""), plots / "robustness.png")
-    how = {"cmap": "viridis", "vmin": 0, "vmax": 1, "xticklabels": False, "cbar_kws": {"label": "mean excitation"}}
+    how = {"cmap": "viridis", "vmin": 0, "vmax": 1, "xticklabels": False}
     stages = of["excitation"].groupby("panel") if "excitation" in of else ()
-    gates = {k: (g.pivot_table(index="line", columns="x", values="y", sort=False), how) for k, g in stages}
+    gates = {k: (pivot(g, index="line"), "mean excitation", how) for k, g in stages}
     if gates:
         draw_matrices(gates, ("channel", ""), plots / "excitation.png")
 
@@ -1328,26 +1305,45 @@ def results_table(intervals: dict[str, Intervals], compared: dict[str, dict[str,
     return rows
 
 
-def stress_table(rows: pd.DataFrame) -> list[list[str]]:
-    """Header and rows: what was tried, and each network's result, the mean of the seeds."""
-    named = rows[rows.name != ""].pivot_table(index="name", columns="network", values="y", sort=False)
+def stress_table(named: pd.DataFrame) -> list[list[str]]:
+    """Header and rows: what was tried, and each network's result, of a table of them."""
     numbers = (["" if v != v else f"{v:.{3 if abs(v) < 1 else 2}f}" for v in values] for values in named.to_numpy())
     return [["Stress test", *named.columns], *([name, *row] for name, row in zip(named.index, numbers, strict=True))]
 
 
-def describe(runs: Runs, intervals: Intervals) -> dict[str, Any]:
-    """A network for comparison.json: costs, mean accuracies with intervals, and every seed's results."""
-    model = runs[0].trained.model
+def layer_costs(model: BaselineCNN) -> dict[str, tuple[int, int]]:
+    """Parameters and multiply-adds of each part of a network that has any, in the order it computes them."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=model.mean.device))
+    parts, flops, costs = {"stem": "stem"}, counter.get_flop_counts(), dict[str, tuple[int, int]]()
+    for k in range(len(model.stages)):
+        parts |= {f"stage {k + 1}": f"stages.{k}", f"attention {k + 1}": f"attention.{k}"}
+    for name, part in (parts | {"classifier": "classifier"}).items():
+        if parameters := sum(p.numel() for p in model.get_submodule(part).parameters()):
+            costs[name] = parameters, sum(flops[f"{type(model).__name__}.{part}"].values()) // 2
+    return costs
+
+
+def layers_table(networks: dict[str, Any]) -> list[list[str]]:
+    """Header and rows: each layer of the network that has most, then all of each network."""
+    layers = max((n["layers"] for n in networks.values()), key=len)
+    totals = {f"all of {n['title']}": (n["parameters"], n["multiply_adds"]) for n in networks.values()}
+    rows = ([name, f"{p:,}", f"{m:,}"] for name, (p, m) in (layers | totals).items())
+    return [["Layer", "Parameters", "Multiply-adds"], *rows]
+
+
+def describe(runs: Runs, intervals: Intervals) -> dict[str, Any]:
+    """A network for comparison.json: costs, mean accuracies with intervals, and every seed's results."""
+    layers = layer_costs(runs[0].trained.model)
+    parameters, multiply_adds = map(sum, zip(*layers.values(), strict=True))
     each = [
-        {"seed": e.trained.seed, "accuracy": e.accuracy, "class_accuracy": e.class_accuracy,
-         "confusion_matrix": e.confusion.tolist(), "seconds": sum(e.trained.content["history"]["seconds"]),
+        {"seed": e.trained.seed, "seconds": sum(epoch["seconds"] for epoch in e.trained.content["history"]),
+         "accuracy": e.accuracy, "class_accuracy": e.class_accuracy, "confusion_matrix": e.confusion.tolist(),
          **{key: e.trained.content[key] for key in ("device", "precision", "versions", "history")}} for e in runs
     ]  # fmt: skip
     return {
-        "title": model.title, "parameters": sum(p.numel() for p in model.parameters()),
-        "multiply_adds": counter.get_total_flops() // 2, "accuracy": intervals["overall"][0],
+        "title": runs[0].trained.model.title, "layers": layers, "parameters": parameters,
+        "multiply_adds": multiply_adds, "accuracy": intervals["overall"][0],
         "class_accuracy": {name: value for name, (value, *_) in intervals.items() if name != "overall"},
         "intervals": {name: bounds for name, (_, *bounds) in intervals.items()}, "runs": each,
     }  # fmt: skip
@@ -1361,29 +1357,29 @@ def markdown(table: list[list[str]]) -> str:
 def latex_values(comparison: dict[str, Any], tables: dict[str, list[list[str]]]) -> str:
     r"""What report.tex reads: \val{images/test} there is that value of comparison.json, \resultsrows a table's rows."""
 
-    def escape(text: Any) -> str:
-        return "".join("\\" * (c in "%_&#$") + c for c in str(text))
+    def escape(value: Any) -> str:
+        text = np.format_float_positional(value, trim="-") if isinstance(value, float) else str(value)  # no exponents
+        return "".join("\\" * (c in "%_&#$") + c for c in text)
 
     def flat(value: Any, path: str) -> Iterator[str]:
         if isinstance(value, dict | list | tuple):
             for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
                 yield from flat(inner, f"{path}/{key}")
         else:
-            yield rf"\expandafter\def\csname val:{path[1:]}\endcsname{{{escape(value)}}}"
+            yield rf"\expandafter\def\csname val:{path[1:].replace(' (%)', '')}\endcsname{{{escape(value)}}}"
 
-    lines = [*flat(comparison, "")]
-    for name, table in tables.items():
-        rows = "".join(" & ".join(map(escape, row)) + r" \\" + "\n" for row in table[1:])
-        lines.append(rf"\newcommand{{\{name}rows}}{{{rows}}}")
-    return "\n".join([*lines, ""])
+    rows = {
+        name: "".join(" & ".join(map(escape, row)) + "\\\\\n" for row in table[1:]) for name, table in tables.items()
+    }
+    macros = (rf"\newcommand{{\{name}rows}}{{{text}}}" for name, text in rows.items())
+    return "\n".join([*flat(comparison, ""), *macros, ""])
 
 
 # ---- The run -------------------------------------------------------------------------------------------------------
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Hold the folder, so that no second run writes to it; the system lets go of it when the process ends, however."""
-    folder.mkdir(parents=True, exist_ok=True)
-    holder = folder / ".held_by"
+    (holder := folder / ".held_by").parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
             write_file(holder, f"process {os.getpid()} on {platform.node()}")
@@ -1424,44 +1420,47 @@ def run(settings: Settings, hardware: Hardware) -> None:
     blocks = {title: list(zip(*explain(index, shown, data), strict=True)) for title, (index, shown) in failures}
     draw_pictures(blocks, plots / "failure_cases.png")
     clock["explanation"] = time.perf_counter()
+    values = dict[Any, dict[Any, float]]()
     if settings.stress != "off":
         stress = stress_test(runs, data, settings, hardware)
         write_file(results / "robustness.json", stress.to_json(orient="records", indent=1))
-        tables["stress"] = stress_table(stress)
+        named = stress[stress.name != ""].pivot_table(index="name", columns="network", values="y", sort=False)
+        values = {name: found.dropna().to_dict() for name, found in named.iterrows()}
+        tables["stress"] = stress_table(named)
         draw_stress(stress, plots)
         made = corrupted_sets(data, torch.tensor([0]), settings)
         strip = [(test.pixels[0].numpy(), "original", "black"), *((x[2, 0].numpy(), name, "black") for name, x in made)]
         rows = [strip[k : k + 8] for k in range(0, len(strip), 8)]
         draw_pictures({"": rows}, plots / "corruptions.png", heat=False)
     clock["stress"] = time.perf_counter()
+    draw_curves(runs, plots)
     draw_accuracy(intervals, plots / "accuracy_comparison.png")
     draw_seeds({n: [e.accuracy for e in of] for n, of in by_network.items()}, compared, settings, plots / "seeds.png")
     for n, of_seeds in by_network.items():
-        draw_curves(of_seeds, plots / f"{n}_curves.png")
         table = pd.DataFrame(of_seeds[0].confusion, classes, classes)
-        shares = percentages(table.div(table.sum(axis=1).clip(1), axis=0) * 100, "share of the true class (%)")
-        draw_matrices({"": shares}, ("predicted class", "true class"), plots / f"confusion_matrix_{n}.png")
+        shares = table.div(table.sum(axis=1).clip(1), axis=0) * 100
+        panel, path = (shares, "share of the true class (%)", PERCENT), plots / f"confusion_matrix_{n}.png"
+        draw_matrices({"": panel}, ("predicted class", "true class"), path)
     clock["figures"] = time.perf_counter()
-    counts = [*map(len, split_train(data.train.labels, settings)), len(test.labels)]
+    counts = [*map(len, split_train(data.train.labels, settings)), len(test.labels), len(stressed(data, settings))]
     comparison: dict[str, Any] = {
         "dataset": data.title,
         "settings": {k: v for k, v in dataclasses.asdict(settings).items() if not k.endswith("_dir")},
         "device": hardware.description, "precision": hardware.precision, "versions": versions(),
-        "classes": classes, "explained": data.explained,
-        "images": dict(zip(("train", "validation", "test"), counts, strict=True)),
+        "classes": classes, "classes_count": len(classes), "explained": data.explained,
+        "images": dict(zip(("train", "validation", "test", "stressed"), counts, strict=True)),
         "networks": {n: describe(by_network[n], intervals[n]) for n in NETWORKS},
-        "compared_with_first": compared, "verdicts": verdicts, "stress": tables.get("stress", []),
+        "compared_with_first": compared, "verdicts": verdicts, "stress": values,
         "seconds": {name: clock[name] - start for start, name in zip(clock.values(), list(clock)[1:], strict=False)},
     }  # fmt: skip
     for n, result in comparison["networks"].items():
         write_file(results / f"{n}_classwise_accuracy.json", json.dumps(result["class_accuracy"], indent=2) + "\n")
     write_file(results / "comparison.json", json.dumps(comparison, indent=2) + "\n")
-    write_file(results / "report_values.tex", latex_values(comparison, tables))
-    about = (
-        f"{settings.epochs} epochs, seed {settings.seed}, {settings.seeds - 1} more, {len(test.labels):,} test images"
-    )
+    layers = {"layers": layers_table(comparison["networks"])}
+    write_file(results / "report_values.tex", latex_values(comparison, tables | layers))
     shown, *more = (markdown(table) for table in tables.values())
-    parts = [f"# {data.title}: test accuracy (%)", shown, *verdicts.values(), about, *more]
+    about = f"test accuracy (%) on {len(test.labels):,} images, {settings.epochs} epochs, {settings.seeds} seeds"
+    parts = [f"# {data.title}: {about}", shown, *verdicts.values(), *more]
     write_file(results / "summary.md", "\n\n".join(parts) + "\n")
     print("", *parts, f"Everything is in {output}/", sep="\n\n")
 
@@ -1470,8 +1469,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse_settings(arguments)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # so that a log file shows progress
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # how torchrun stops the other ranks when one dies
-    sns.set_theme(style="whitegrid", font="DejaVu Sans", rc={"lines.linewidth": 1.2})
-    prepare_process(settings.seed)
+    sns.set_theme("paper", "whitegrid", font="DejaVu Sans", font_scale=0.83, rc={"pdf.fonttype": 42})  # 8 points
+    prepare_process()
     hardware = choose_hardware(settings)
     try:
         with alone_in(settings.output) if hardware.rank == 0 else nullcontext():
@@ -1484,7 +1483,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         farewell = "the GPU's memory is full: lower --batch-size, --eval-batch or --widths"
     except KeyboardInterrupt:
         which = f", or another of the {hardware.ranks} ranks died" if hardware.ranks > 1 else ""
-        kept = f"what finished is kept in {settings.output}/, and the same command goes on from there"
+        again = f"the same command{' without --retrain' if settings.retrain else ''} goes on from there"
+        kept = f"what finished is kept in {settings.output}/, and {again}"
         farewell = f"interrupted{which}; {kept}"
     if hardware.ranks > 1:  # one of them speaks
         try:

@@ -122,7 +122,7 @@ def our_speed(
             path = Path(folder) / "model.pth"
             main.train(network, data, of_side, hardware, path)
             trained = main.load_trained(path, network, len(data.classes), of_side, hardware.precision)
-        seconds += share * trained.content["history"]["seconds"][-1]
+        seconds += share * trained.content["history"][-1]["seconds"]
     count = len(main.split_train(data.train.labels, settings)[0])
     model = trained.model.to(hardware.device)
     start = time.perf_counter()
@@ -175,7 +175,7 @@ def data_seconds(data: main.Dataset, settings: main.Settings, hardware: main.Har
 
 
 def run(settings: main.Settings) -> None:
-    main.prepare_process(settings.seed)
+    main.prepare_process()
     hardware = main.choose_hardware(settings)
     data = main.load_data(settings)
     data = dataclasses.replace(data, train=data.train.select(torch.arange(min(IMAGES, len(data.train.labels)))))

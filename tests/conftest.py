@@ -35,7 +35,7 @@ def trained(tmp_path_factory):
     arguments = ["--dataset", "shapes", "--shapes-train", "2500", "--shapes-test", "400", "--epochs", "10"]
     arguments += ["--batch-size", "64", "--stem", "8", "--widths", "32", "64", "64", "--output-dir", str(output)]
     settings = main.parse_settings(arguments)
-    main.prepare_process(settings.seed)
+    main.prepare_process()
     hardware, data = main.choose_hardware(settings), main.load_data(settings)
     models = {t.network: t.model for t in main.train_all(data, settings, hardware)}
     return settings, hardware, data, models

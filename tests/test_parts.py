@@ -14,7 +14,7 @@ import main
 
 def evaluation(model=None, logits=None, labels=None, classes="ab"):
     """An evaluation of given logits, or none to speak of."""
-    content = {"history": {"seconds": [1.0]}, "device": "", "precision": "fp32", "versions": {}}
+    content = {"history": [{"seconds": 1.0}], "device": "", "precision": "fp32", "versions": {}}
     trained = main.Trained("baseline", 42, model or main.build("baseline", small_settings(), 2), content)
     return main.evaluate(
         trained, torch.eye(2) if logits is None else logits, torch.arange(2) if labels is None else labels, classes

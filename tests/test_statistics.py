@@ -123,7 +123,7 @@ def same_networks(tmp_path_factory):
     patch.setattr(main, "SEBlock", Open)
     settings = main.Settings(dataset="shapes", shapes_train=400, shapes_test=1000, epochs=8, crop_epochs=0)
     settings = main.dataclasses.replace(settings, batch_size=32, stem=4, widths=(16, 16, 16))
-    main.prepare_process(0)
+    main.prepare_process()
     hardware, data = main.choose_hardware(settings), main.load_data(settings)
     right = []
     for seed in range(24):

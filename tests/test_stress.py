@@ -254,9 +254,9 @@ def test_gates_are_those_of_the_blocks(trained, stressed):
     _, hardware, data, models = trained
     model = models["se_attention"]
     rows = list(main.study_gates(model, data.test, data.classes, hardware))
-    x = F.relu(model.stem(model.normalise(main.to_input(data.test.pixels))))
-    with torch.no_grad():
-        gates = model.attention[0].gate(model.stages[0](x))
+    with torch.no_grad(), hardware.autocast():
+        x = F.relu(model.stem(model.normalise(main.to_input(data.test.pixels))))
+        gates = model.attention[0].gate(model.stages[0](x)).float()
     found = [r["y"] for r in rows if r["panel"] == "stage 1" and r["line"] == "ring"]
     assert found == pytest.approx(gates[data.test.labels == 1].mean(0).tolist(), abs=1e-4)
     shares = [r["y"] for r in rows if "share of variance" in r["name"]]
