@@ -120,7 +120,7 @@ class Settings:
     level: float = option(0.05, "a difference counts where p is below this; intervals cover the rest", (1e-6, 0.5))
     power: float = option(0.8, "chance with which a detectable difference is found", (0.06, 0.999))
     gradcam_images: int = option(2, "test images explained per chosen class", AT_LEAST_ONE)
-    failure_images: int = option(6, "images in each row of the failure figure", AT_LEAST_ONE)
+    failure_images: int = option(8, "images in each row of the failure figure", AT_LEAST_ONE)
     # Stress tests
     stress: str = option("full", "stress tests; quick takes a fifth of the images", ("full", "quick", "off"))
     stress_images: int = option(2000, "test images to corrupt and attack, the first of each class", (50, 10**9))
@@ -569,7 +569,9 @@ class Trained:
     content: dict[str, Any]
 
 
-def load_trained(path: Path, network: str, classes: int, settings: Settings, precision: str, half: int = 0) -> Trained:
+def load_trained(
+    path: Path, network: str, classes: int, settings: Settings, precision: str, half: bool = False
+) -> Trained:
     """The finished, or `half`-trained, network of a file, on the CPU; UserError where it is not of these settings."""
     content, model = read_tensors(path), build(network, settings, classes)
     wanted = {**settings.of_training(), "network": network, "precision": precision}
@@ -582,9 +584,8 @@ def load_trained(path: Path, network: str, classes: int, settings: Settings, pre
         model.load_state_dict(content["state_dict"])
         finite = all(value.isfinite().all() for value in model.state_dict().values())
         if not finite or ("optimizers" in content) != half:
-            raise UserError(
-                f"{path} holds {'a training half done' if finite else 'weights that are not finite'}: {CURE}"
-            )
+            what = ("a training half done", "a finished training")[half] if finite else "weights that are not finite"
+            raise UserError(f"{path} holds {what}: {CURE}")
         return Trained(network, settings.seed, model.eval(), content)
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} does not hold this network's weights: {CURE}") from error
@@ -606,7 +607,7 @@ def train(network: str, data: Dataset, settings: Settings, hardware: Hardware, p
         "precision": hardware.precision, "versions": versions(),
     }  # fmt: skip
     if half_way.exists():
-        trained = load_trained(half_way, network, len(data.classes), settings, hardware.precision, half=1)
+        trained = load_trained(half_way, network, len(data.classes), settings, hardware.precision, half=True)
         model, content = trained.model, trained.content
     else:
         model = build(network, settings, len(data.classes))
@@ -1169,7 +1170,7 @@ def draw_lines(rows: pd.DataFrame, xlabel: str, limits: dict[str, tuple[float, f
     """Charts side by side from columns panel, network, line (its style), x and y; `limits` of y by panel. Of several
     seeds' y at the same x the mean is drawn and the range shaded. Calibrated confidence lies on the dotted diagonal."""
     looks, styles = {n.title: n for n in NETWORKS.values()}, list(rows.line.unique())
-    figure, panels = Figure(figsize=(PAGE, 0.38 * PAGE), layout="constrained"), rows.groupby("panel", sort=False)
+    figure, panels = Figure(figsize=(PAGE, 0.34 * PAGE), layout="constrained"), rows.groupby("panel", sort=False)
     for axes, (panel, part) in zip(figure.subplots(1, panels.ngroups), panels, strict=True):
         for (network, line), curve in part.groupby(["network", "line"], sort=False):
             of_x, look = curve.groupby("x").y, {"color": looks[network].colour, "label": f"{network} {line}"}
@@ -1280,8 +1281,7 @@ def draw_stress(rows: pd.DataFrame, plots: Path) -> None:
     first, *others = tables
     panels = {n: (table, "accuracy (%)", PERCENT) for n, table in tables.items()}
     changes = {f"{n} minus {first}": tables[n] - tables[first] for n in others}
-    most = max(change.abs().max(axis=None) for change in changes.values())
-    how = {"cmap": "PuOr", "vmin": -most, "vmax": most, "annot": True, "fmt": "+.1f"}
+    how: dict[str, Any] = {"cmap": "PuOr", "center": 0, "annot": True, "fmt": "+.1f"}
     panels |= {title: (change, "change (points)", how) for title, change in changes.items()}
     draw_matrices(panels, ("severity", ""), plots / "robustness.png")
     how = {"cmap": "viridis", "vmin": 0, "vmax": 1, "xticklabels": False}

@@ -483,6 +483,19 @@ def test_50_damaged_data_batches(cifar10_dir, tmp_path, monkeypatch, capsys):
         TRIED[f"{kind} of data batches"] += 1
 
 
+def test_a_half_done_training_and_a_finished_one_are_not_taken_for_each_other(half_done, tmp_path, capsys):
+    shutil.copytree(half_done[0], tmp_path / "a")
+    models = tmp_path / "a" / "models"
+    (models / "baseline_model_resume.pth").rename(models / "baseline_model.pth")
+    message = refused(capsys, *tiny(tmp_path / "a", "--epochs", "4"))
+    assert "baseline_model.pth holds a training half done" in message
+    (models / "baseline_model.pth").unlink()
+    (models / "se_attention_model.pth").rename(models / "se_attention_model_resume.pth")
+    message = refused(capsys, *tiny(tmp_path / "a", "--epochs", "4"))
+    assert "se_attention_model_resume.pth holds a finished training" in message
+    TRIED["foreign weights"] += 2
+
+
 def test_weights_that_are_not_finite_are_refused(tiny_run, tmp_path, capsys):
     shutil.copytree(tiny_run / "models", tmp_path / "models")
     path = tmp_path / "models" / "se_attention_model.pth"

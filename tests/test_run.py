@@ -101,7 +101,8 @@ def test_image_counts_are_those_of_the_split(tmp_path):
     main.main(tiny(tmp_path, "--shapes-train", "305", "--epochs", "1"))  # a tenth of 305 is no whole number
     settings = main.parse_settings(tiny(tmp_path, "--shapes-train", "305"))
     train, validation = main.split_train(main.load_data(settings).train.labels, settings)
-    assert numbers(tmp_path)["images"] == {"train": len(train), "validation": len(validation), "test": 100}
+    found = {"train": len(train), "validation": len(validation), "test": 100, "stressed": 100}
+    assert numbers(tmp_path)["images"] == found
 
 
 def test_retrain_trains_again(tiny_run, tmp_path, monkeypatch):
@@ -194,5 +195,5 @@ def test_a_run_on_real_cifar10(cifar10_dir, tmp_path):
     main.main([*small, "--stem", "4", "--widths", "16", "32", "32"])
     assert_tree(tmp_path, "cifar10")
     found = numbers(tmp_path)
-    assert found["images"] == {"train": 45000, "validation": 5000, "test": 10000}
+    assert found["images"] == {"train": 45000, "validation": 5000, "test": 10000, "stressed": 50}
     assert all(35 < network["accuracy"] < 80 for network in found["networks"].values())

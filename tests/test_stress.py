@@ -258,7 +258,7 @@ def test_gates_are_those_of_the_blocks(trained, stressed):
         x = F.relu(model.stem(model.normalise(main.to_input(data.test.pixels))))
         gates = model.attention[0].gate(model.stages[0](x)).float()
     found = [r["y"] for r in rows if r["panel"] == "stage 1" and r["line"] == "ring"]
-    assert found == pytest.approx(gates[data.test.labels == 1].mean(0).tolist(), abs=1e-4)
+    assert found == pytest.approx(gates[data.test.labels == 1].mean(0).tolist(), abs=2e-3)  # bf16
     shares = [r["y"] for r in rows if "share of variance" in r["name"]]
     assert len(shares) == 3 and all(0 <= share <= 1 for share in shares)
     assert list(main.study_gates(models["baseline"], data.test, data.classes, hardware)) == []
