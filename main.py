@@ -843,7 +843,7 @@ def overlay(image: np.ndarray, heat: np.ndarray, size: int = 256, strength: floa
 def explain(index: Tensor, networks: Sequence[Evaluation], data: Dataset) -> list[list[Picture]]:
     """For test images `index` [K], each: the image, then Grad-CAM of `networks` for the class that each predicts."""
     images = data.test.pixels[index]
-    truths = [f"original\ntrue: {data.classes[label]}" for label in data.test.labels[index]]
+    truths = [f"true class:\n{data.classes[label]}" for label in data.test.labels[index]]
     rows: list[list[Picture]] = [[(x.numpy(), truth, "black")] for x, truth in zip(images, truths, strict=True)]
     for e in networks:
         model, called = e.trained.model, e.predicted[index]
@@ -1261,7 +1261,7 @@ def draw_pictures(blocks: Mapping[str, Sequence[Sequence[Picture]]], path: Path,
             axes.set_axis_off()
         for axes, picture in ((panels[r, c], p) for r, row in enumerate(block) for c, p in enumerate(row)):
             axes.imshow(picture[0], interpolation="nearest")
-            axes.set_title(picture[1], color=picture[2], fontsize=7)
+            axes.set_title(picture[1], color=picture[2], fontsize=min(7, 8 * side))
         if heat:
             scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), HEAT_COLOURS)
             part.colorbar(scale, ax=panels, label="Grad-CAM, per image", shrink=0.9)
