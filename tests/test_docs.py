@@ -42,7 +42,7 @@ def test_the_readme_names_every_option():
     text = (ROOT / "README.md").read_text()
     named = set(re.findall(r"--([a-z][a-z-]+)", text))
     options = {name.replace("_", "-") for name in main.Settings.__dataclass_fields__}
-    assert named - options <= {"help", "nproc-per-node", "nnodes"}
+    assert named - options <= {"help", "nproc-per-node", "nnodes", "index-url"}
     assert {"seeds", "stress", "data-dir", "output-dir", "device", "precision", "retrain", "mirror"} <= named
 
 
