@@ -399,7 +399,8 @@ def damaged(content, other, rng):
     elif kind == "cut":
         del changed[rng.randrange(len(changed)) :]
     elif kind == "swap":
-        half, size = len(changed) // 2, rng.randrange(1, 1000)
+        half = len(changed) // 2
+        size = rng.randrange(1, min(1000, half))
         a, b = rng.randrange(half - size), half + rng.randrange(half - size)
         changed[a : a + size], changed[b : b + size] = changed[b : b + size], changed[a : a + size]
     else:
