@@ -95,7 +95,7 @@ class Settings:
     stem: int = recipe(16, "filters of the fixed whitening convolution, each with its negative", (1, 27))
     measured_images: int = recipe(5000, "training images whose mean, deviation and patches make it", AT_LEAST_ONE)
     whitening_epsilon: float = recipe(0.01, "added to the patches' eigenvalues: keeps noise small", (0, 1))
-    widths: tuple[int, ...] = recipe((64, 128, 256), "channels of each stage", AT_LEAST_ONE)
+    widths: tuple[int, ...] = recipe((64, 192, 256), "channels of each stage", AT_LEAST_ONE)
     reduction: int = recipe(8, "SE bottleneck: a stage's channels are divided by this", AT_LEAST_ONE)
     # Training recipe
     epochs: int = recipe(15, "passes over the training images", AT_LEAST_ONE)
@@ -234,8 +234,7 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 def write_tensors(path: Path, content: dict[str, Any]) -> None:
     """What torch.save makes, and its SHA-256 behind it: torch.load passes over that, `read_tensors` checks it."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save(content, buffer := io.BytesIO())
     write_file(path, buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
 
 
@@ -448,11 +447,23 @@ class SEBlock(nn.Module):
         return x * self.gate(x)[:, :, None, None]
 
 
-def convolution(channels_in: int, channels_out: int) -> nn.Conv2d:
+class Convolution(nn.Conv2d):
     """3x3, without bias (batch norm has one); its first outputs start as copies of its inputs (as in airbench94)."""
-    layer = nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, bias=False)
-    nn.init.dirac_(layer.weight.data[:channels_in])
-    return layer
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, kernel_size=3, padding=1, bias=False)
+        nn.init.dirac_(self.weight.data[:channels_in])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float [B, C, H, W] to [B, channels_out, H, W]. CPUs sum the bfloat16 gradient of the weights along rows, 32
+        pixels at a time, and short rows waste most of that: the rows of `n` images are joined, zeros between them."""
+        count, _, height, width = x.shape
+        if width > 8 or x.device.type != "cpu" or not (self.training and torch.is_autocast_enabled("cpu")):
+            return super().forward(x)
+        n = min((k for k in range(1, 21) if count % k == 0), key=lambda k: math.ceil(k * (width + 1) / 32) / k)
+        rows = F.pad(x.permute(0, 2, 3, 1).unflatten(0, (-1, n)).transpose(1, 2), (0, 0, 0, 1))  # [B/n, H, n, W+1, C]
+        y = super().forward(rows.flatten(2, 3).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).unflatten(2, (n, -1))
+        return y[..., :width, :].transpose(1, 2).reshape(count, height, width, -1).permute(0, 3, 1, 2)
 
 
 class BaselineCNN(nn.Module):
@@ -466,12 +477,12 @@ class BaselineCNN(nn.Module):
     def __init__(self, settings: Settings, classes: int) -> None:
         super().__init__()
         self.mean, self.std = nn.Buffer(torch.zeros(3)), nn.Buffer(torch.ones(3))
-        self.stem = convolution(3, 2 * settings.stem).requires_grad_(False)
+        self.stem = Convolution(3, 2 * settings.stem).requires_grad_(False)
         widths = (2 * settings.stem, *settings.widths)
         # Windows of the maximum do not overlap: so its backward pass is deterministic on CUDA too.
         self.stages = nn.ModuleList(
-            nn.Sequential(convolution(before, width), nn.MaxPool2d(2), nn.BatchNorm2d(width), nn.ReLU(),
-                          convolution(width, width), nn.BatchNorm2d(width), nn.ReLU())
+            nn.Sequential(Convolution(before, width), nn.MaxPool2d(2), nn.BatchNorm2d(width), nn.ReLU(),
+                          Convolution(width, width), nn.BatchNorm2d(width), nn.ReLU())
             for before, width in zip(widths, settings.widths, strict=False)
         )  # fmt: skip
         self.classifier = nn.Linear(settings.widths[-1], classes)
@@ -483,10 +494,9 @@ class BaselineCNN(nn.Module):
 
     @torch.no_grad()
     def fit_input(self, pixels: Tensor, settings: Settings) -> None:
-        """Measure the normalisation, and make the stem's filters, on training images uint8 [N, 32, 32, 3].
-        The filters' answers to 3x3 patches are uncorrelated and of equal power: the leading eigenvectors of the
-        patches' covariance, each over the root of its eigenvalue, and their negatives, since ReLU halves them (Page,
-        "How to train your ResNet", 2019; Jordan, arXiv 2404.00498)."""
+        """Measure the normalisation, and make the stem's filters, on training images uint8 [N, 32, 32, 3]. Answers to
+        3x3 patches are uncorrelated and of equal power: the leading eigenvectors of the patches' covariance, each over
+        the root of its eigenvalue; and their negatives, as ReLU halves them (Page, "How to train your ResNet", 2019)"""
         x = to_input(pixels[: settings.measured_images])
         self.mean.copy_(x.mean((0, 2, 3)))
         self.std.copy_(x.std((0, 2, 3)))
@@ -542,10 +552,9 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
                 momentum.mul_(group["momentum"]).add_(p.grad)
-                x = p.grad.add(momentum, alpha=group["momentum"]).flatten(1)
-                x = x / (x.norm() + 1e-7)
+                x = F.normalize(p.grad.add(momentum, alpha=group["momentum"]).flatten(), dim=0).view(len(p), -1)
                 for _ in range(3):  # quintic Newton-Schulz iteration
-                    gram = x @ x.mT
+                    x = x.type_as(gram := x @ x.mT)  # bfloat16 under autocast
                     x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
                 p.mul_(len(p) ** 0.5 / p.norm()).sub_(x.view_as(p), alpha=group["lr"])
 
@@ -1132,8 +1141,7 @@ def stressed(data: Dataset, settings: Settings) -> Tensor:
 def stress_test(runs: Runs, data: Dataset, settings: Settings, hardware: Hardware) -> pd.DataFrame:
     """All stress tests of all networks and seeds, a `row` each; heatmaps and gates of the first seed alone."""
     index, bars = stressed(data, settings), {"leave": False, "disable": not sys.stderr.isatty()}
-    step = max(1, settings.stress_images // settings.curve_images)
-    images, few = (data.test.select(index[::k]) for k in (1, step))
+    images, few = (data.test.select(index[::k]) for k in (1, max(1, settings.stress_images // settings.curve_images)))
     right, found = {n: np.zeros((settings.seeds, len(index))) for n in NETWORKS}, list[dict[str, Any]]()
 
     def note(network: str, seed: int, rows: Iterable[dict]) -> None:
@@ -1285,9 +1293,8 @@ def draw_stress(rows: pd.DataFrame, plots: Path) -> None:
     panels |= {title: (change, "change (points)", how) for title, change in changes.items()}
     draw_matrices(panels, ("severity", ""), plots / "robustness.png")
     how = {"cmap": "viridis", "vmin": 0, "vmax": 1, "xticklabels": False}
-    stages = of["excitation"].groupby("panel") if "excitation" in of else ()
-    gates = {k: (pivot(g, index="line"), "mean excitation", how) for k, g in stages}
-    if gates:
+    if "excitation" in of:
+        gates = {k: (pivot(g, index="line"), "mean excitation", how) for k, g in of["excitation"].groupby("panel")}
         draw_matrices(gates, ("channel", ""), plots / "excitation.png")
 
 
@@ -1349,11 +1356,6 @@ def describe(runs: Runs, intervals: Intervals) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def markdown(table: list[list[str]]) -> str:
-    align = ("left", *["right"] * (len(table[0]) - 1))
-    return tabulate(table, headers="firstrow", tablefmt="pipe", colalign=align, disable_numparse=True)
-
-
 def latex_values(comparison: dict[str, Any], tables: dict[str, list[list[str]]]) -> str:
     r"""What report.tex reads: \val{images/test} there is that value of comparison.json, \resultsrows a table's rows."""
 
@@ -1368,10 +1370,8 @@ def latex_values(comparison: dict[str, Any], tables: dict[str, list[list[str]]])
         else:
             yield rf"\expandafter\def\csname val:{path[1:].replace(' (%)', '')}\endcsname{{{escape(value)}}}"
 
-    rows = {
-        name: "".join(" & ".join(map(escape, row)) + "\\\\\n" for row in table[1:]) for name, table in tables.items()
-    }
-    macros = (rf"\newcommand{{\{name}rows}}{{{text}}}" for name, text in rows.items())
+    texts = ("".join(" & ".join(map(escape, row)) + "\\\\\n" for row in rows) for _, *rows in tables.values())
+    macros = (rf"\newcommand{{\{name}rows}}{{{text}}}" for name, text in zip(tables, texts, strict=True))
     return "\n".join([*flat(comparison, ""), *macros, ""])
 
 
@@ -1414,8 +1414,8 @@ def run(settings: Settings, hardware: Hardware) -> None:
         name = f"{data.explained[k // settings.gradcam_images]}_{k % settings.gradcam_images + 1}"
         draw_pictures({"": [pictures]}, plots / f"gradcam_{name}.png")
         for n, picture in zip(NETWORKS, pictures[1:], strict=True):
-            png = cv2.imencode(".png", picture[0][..., ::-1])[1]  # OpenCV takes blue first
-            write_file(output / "gradcam" / n / f"{name}.png", png.tobytes())
+            bgr = picture[0][..., ::-1]  # OpenCV's order
+            write_file(output / "gradcam" / n / f"{name}.png", cv2.imencode(".png", bgr)[1].tobytes())
     failures = find_failures(explained, test.labels, settings.failure_images).items()
     blocks = {title: list(zip(*explain(index, shown, data), strict=True)) for title, (index, shown) in failures}
     draw_pictures(blocks, plots / "failure_cases.png")
@@ -1458,7 +1458,8 @@ def run(settings: Settings, hardware: Hardware) -> None:
     write_file(results / "comparison.json", json.dumps(comparison, indent=2) + "\n")
     layers = {"layers": layers_table(comparison["networks"])}
     write_file(results / "report_values.tex", latex_values(comparison, tables | layers))
-    shown, *more = (markdown(table) for table in tables.values())
+    how: dict[str, Any] = {"colglobalalign": "right", "colalign": ("left",), "disable_numparse": True}
+    shown, *more = (tabulate(table, "firstrow", "pipe", **how) for table in tables.values())
     about = f"test accuracy (%) on {len(test.labels):,} images, {settings.epochs} epochs, {settings.seeds} seeds"
     parts = [f"# {data.title}: {about}", shown, *verdicts.values(), *more]
     write_file(results / "summary.md", "\n\n".join(parts) + "\n")
@@ -1484,8 +1485,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         which = f", or another of the {hardware.ranks} ranks died" if hardware.ranks > 1 else ""
         again = f"the same command{' without --retrain' if settings.retrain else ''} goes on from there"
-        kept = f"what finished is kept in {settings.output}/, and {again}"
-        farewell = f"interrupted{which}; {kept}"
+        farewell = f"interrupted{which}; what finished is kept in {settings.output}/, and {again}"
     if hardware.ranks > 1:  # one of them speaks
         try:
             (settings.output / ".farewell").touch(exist_ok=False)

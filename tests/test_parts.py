@@ -219,9 +219,30 @@ def test_the_stem_whitens_patches():
 
 
 def test_convolutions_start_as_copies():
-    layer = main.convolution(4, 6)
+    layer = main.Convolution(4, 6)
     x = torch.randn(2, 4, 8, 8)
     assert torch.equal(layer(x)[:, :4], x) and layer.weight[4:].std() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("count", "width", "n"), [(20, 3, 20), (20, 4, 5), (12, 6, 4), (10, 8, 10), (7, 3, 7), (23, 4, 1), (4, 12, 0)]
+)
+def test_joined_rows_change_neither_answers_nor_gradients(monkeypatch, count, width, n):
+    layer = main.Convolution(8, 16)
+    torch.nn.init.normal_(layer.weight)
+    x = torch.randn(count, 8, width, width).to(memory_format=torch.channels_last).requires_grad_()
+    seen = []
+    real = F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda x, *more: seen.append(tuple(x.shape)) or real(x, *more))
+    with torch.autocast("cpu", torch.bfloat16):
+        joined, usual = layer(x), real(x, layer.weight, padding=1)
+        assert torch.equal(layer.eval()(x), usual)
+    assert seen[0] == ((count // n, 8, width, n * (width + 1)) if n else x.shape)
+    assert seen[1] == x.shape  # evaluation joins nothing
+    assert joined.shape == usual.shape and torch.equal(joined, usual)
+    upstream = torch.randn_like(joined)
+    for a, b in zip(*(torch.autograd.grad(y, (x, layer.weight), upstream) for y in (joined, usual)), strict=True):
+        assert (a - b).norm() < 0.005 * b.norm()
 
 
 def test_early_epochs_see_crops_and_training_moves_all_but_the_stem(monkeypatch, tmp_path):
