@@ -552,11 +552,12 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
                 momentum.mul_(group["momentum"]).add_(p.grad)
-                x = F.normalize(p.grad.add(momentum, alpha=group["momentum"]).flatten(), dim=0).view(len(p), -1)
-                for _ in range(3):  # quintic Newton-Schulz iteration
+                change = p.grad.add(momentum, alpha=group["momentum"]).movedim(1, 3)  # as it lies in memory
+                x = F.normalize(change.flatten(), dim=0).view(len(p), -1)
+                for _ in range(3):  # quintic Newton-Schulz iteration: 3.4445 x - 4.7750 x x' x + 2.0315 x x' x x' x
                     x = x.type_as(gram := x @ x.mT)  # bfloat16 under autocast
-                    x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
-                p.mul_(len(p) ** 0.5 / p.norm()).sub_(x.view_as(p), alpha=group["lr"])
+                    x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+                p.mul_(len(p) ** 0.5 / p.norm()).sub_(x.view_as(change).movedim(3, 1), alpha=group["lr"])
 
 
 def make_optimizers(model: nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
