@@ -1135,8 +1135,8 @@ def corrupted_sets(data: Dataset, index: Tensor, settings: Settings) -> Iterator
 
 def stressed(data: Dataset, settings: Settings) -> Tensor:
     """Indices of the test images under stress: the first of each class, as many of each."""
-    count = settings.stress_images // (8 if settings.stress == "quick" else 1) // len(data.classes)
-    return first_of_class(data.test.labels, range(len(data.classes)), max(1, count))
+    count = {"full": 1, "quick": 1 / 8, "off": 0}[settings.stress] * settings.stress_images / len(data.classes)
+    return first_of_class(data.test.labels, range(len(data.classes)), math.ceil(count))
 
 
 def stress_test(runs: Runs, data: Dataset, settings: Settings, hardware: Hardware) -> pd.DataFrame:
