@@ -1025,15 +1025,17 @@ def row(y: Any, name: str = "", figure: str = "", panel: str = "", line: str = "
 
 
 def study_attacks(model: nn.Module, images: Images, settings: Settings, hardware: Hardware) -> Iterator[dict]:
-    """Accuracy in percent under FGSM and PGD for each of `epsilons`."""
+    """Accuracy in percent under FGSM and PGD for each of `epsilons`. What PGD has fooled stays fooled for larger."""
+    clean = predict(model, images.pixels, hardware).argmax(1) == images.labels
     for kind, steps in (("FGSM", 1), ("PGD", settings.pgd_steps)):
-        panel = f"accuracy under {kind} (%)"
-        yield row(accuracy_of(model, images, hardware), "Clean images: accuracy (%)", "attacks", panel)
-        for epsilon in settings.epsilons:
-            parts = zip(images.pixels.split(hardware.eval_batch), images.labels.split(hardware.eval_batch), strict=True)
-            attacked = [attack(model, pixels, labels, epsilon / 255, steps, hardware) for pixels, labels in parts]
-            accuracy = accuracy_of(model, dataclasses.replace(images, pixels=torch.cat(attacked)), hardware)
-            yield row(accuracy, f"{kind}, {epsilon}/255: accuracy (%)", "attacks", panel, x=epsilon)
+        panel, left = f"accuracy under {kind} (%)", images.select(clean.nonzero()[:, 0]) if steps > 1 else images
+        yield row(100 * clean.double().mean(), "Clean images: accuracy (%)", "attacks", panel)
+        for most in sorted(settings.epsilons):
+            parts = zip(left.pixels.split(hardware.eval_batch), left.labels.split(hardware.eval_batch), strict=True)
+            attacked = torch.cat([attack(model, x, labels, most / 255, steps, hardware) for x, labels in parts])
+            right = predict(model, attacked, hardware).argmax(1) == left.labels
+            yield row(100 * right.sum() / len(clean), f"{kind}, {most}/255: accuracy (%)", "attacks", panel, x=most)
+            left = left.select(right.nonzero()[:, 0]) if steps > 1 else images
 
 
 def calibration(logits: Tensor, labels: Tensor, bins: int) -> tuple[dict[str, float], list[tuple[float, float]]]:
@@ -1044,11 +1046,9 @@ def calibration(logits: Tensor, labels: Tensor, bins: int) -> tuple[dict[str, fl
     where = (confidence * bins).long().clamp_max(bins - 1)
     quantities = (torch.ones_like(confidence), confidence, (predicted == labels).double())
     count, sure, right = (torch.bincount(where, weights, minlength=bins) for weights in quantities)
-    scores = {
-        "Calibration error (%)": 100 * float((sure - right).abs().sum()) / len(labels),
-        "Negative log-likelihood": float(F.cross_entropy(logits.double(), labels)),
-        "Brier score": float((chance - truth).square().sum(1).mean()),
-    }
+    scores = {"Calibration error (%)": 100 * float((sure - right).abs().sum()) / len(labels)}
+    scores["Negative log-likelihood"] = float(F.cross_entropy(logits.double(), labels))
+    scores["Brier score"] = float((chance - truth).square().sum(1).mean())
     return scores, [(float(s / n), float(r / n)) for n, s, r in zip(count, sure, right, strict=True) if n]
 
 
@@ -1431,8 +1431,7 @@ def run(settings: Settings, hardware: Hardware) -> None:
         draw_stress(stress, plots)
         made = corrupted_sets(data, torch.tensor([0]), settings)
         strip = [(test.pixels[0].numpy(), "original", "black"), *((x[2, 0].numpy(), name, "black") for name, x in made)]
-        rows = [strip[k : k + 8] for k in range(0, len(strip), 8)]
-        draw_pictures({"": rows}, plots / "corruptions.png", heat=False)
+        draw_pictures({"": [strip[k : k + 8] for k in range(0, len(strip), 8)]}, plots / "corruptions.png", heat=False)
     clock["stress"] = time.perf_counter()
     draw_curves(runs, plots)
     draw_accuracy(intervals, plots / "accuracy_comparison.png")
