@@ -138,8 +138,8 @@ def same_networks(tmp_path_factory):
 
 
 def test_networks_that_are_the_same_are_seldom_told_apart(same_networks, monkeypatch):
-    """1,000 experiments of 5 seeds each, drawn from trained networks that differ in their seeds alone. (Of 200, one such
-    test in fifty would end outside these bounds by chance.)"""
+    """1,000 experiments of 5 seeds each, drawn from trained networks that differ in their seeds alone. (With 200, one
+    such test in fifty would end outside these bounds by chance.)"""
     monkeypatch.setattr("gc.collect", lambda: 0)  # statsmodels' Holm calls it each time, a quarter of a second
     rng, labels = np.random.default_rng(0), torch.arange(same_networks.shape[1]) % 3
     told = 0
