@@ -496,7 +496,7 @@ class BaselineCNN(nn.Module):
     def fit_input(self, pixels: Tensor, settings: Settings) -> None:
         """Measure the normalisation, and make the stem's filters, on training images uint8 [N, 32, 32, 3]. Answers to
         3x3 patches are uncorrelated and of equal power: the leading eigenvectors of the patches' covariance, each over
-        the root of its eigenvalue; and their negatives, as ReLU halves them (Page, "How to train your ResNet", 2019)"""
+        its value's root; and their negatives, for ReLU (Page, "How to train your ResNet", 2019; arXiv 2404.00498)."""
         x = to_input(pixels[: settings.measured_images])
         self.mean.copy_(x.mean((0, 2, 3)))
         self.std.copy_(x.std((0, 2, 3)))
