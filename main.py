@@ -190,8 +190,7 @@ def choose_hardware(settings: Settings) -> Hardware:
     defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
     rank, ranks, local_rank, local_ranks = (int(os.environ.get(name, value)) for name, value in defaults.items())
     if settings.device != "cpu" and torch.cuda.is_available():
-        device = torch.device("cuda", local_rank % torch.cuda.device_count())
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device := torch.device("cuda", local_rank % torch.cuda.device_count()))
         fast_bf16, description = torch.cuda.is_bf16_supported(including_emulation=False), torch.cuda.get_device_name()
     else:
         device = torch.device("cpu")
@@ -199,7 +198,8 @@ def choose_hardware(settings: Settings) -> Hardware:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             torch.set_num_threads(max(1, cores // local_ranks))
         fast_bf16 = torch.cpu._is_amx_tile_supported()  # PyTorch's own check, though its name starts with _
-        description = f"{platform.machine()} CPU{' with AMX' if fast_bf16 else ''}, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        description = f"{platform.machine()} CPU{' with AMX' * fast_bf16}, {threads} thread{'s' * (threads > 1)}"
     precision = settings.precision if settings.precision != "auto" else ("bf16" if fast_bf16 else "fp32")
     return Hardware(device, precision, description, settings.eval_batch, rank, ranks)
 
@@ -440,7 +440,7 @@ class SEBlock(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to the excitation [B, C] in (0, 1)."""
-        squeezed = x.mean((2, 3))  # AdaptiveAvgPool2d has no deterministic backward pass on CUDA
+        squeezed = x.permute(0, 2, 3, 1).mean((1, 2))  # so its gradient, too, lies channels last: faster on CPUs
         return torch.sigmoid(self.expand(F.relu(self.reduce(squeezed))))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -516,7 +516,7 @@ class BaselineCNN(nn.Module):
         return x
 
     def classify(self, features: Tensor) -> Tensor:
-        return self.classifier(features.mean((2, 3)))
+        return self.classifier(features.permute(0, 2, 3, 1).mean((1, 2)))  # as in SEBlock.gate
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classify(self.features(x))

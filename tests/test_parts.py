@@ -148,6 +148,20 @@ def test_se_block_is_the_papers():
     np.testing.assert_allclose(block(x).detach().numpy(), x.numpy() * s[:, :, None, None], atol=1e-6)
 
 
+@pytest.mark.parametrize("network", sorted(main.NETWORKS))
+def test_gradients_lie_channels_last_wherever_activations_do(network):
+    model, laid = main.build(network, small_settings(), classes=10).train(), []
+
+    def look(module, inputs, output):
+        output.register_hook(lambda gradient: laid.append(gradient.is_contiguous(memory_format=torch.channels_last)))
+
+    for stage in model.stages:
+        for module in stage:
+            module.register_forward_hook(look)
+    model(torch.rand(3, 3, 24, 24).to(memory_format=torch.channels_last)).square().sum().backward()
+    assert len(laid) == 21 and all(laid)
+
+
 def test_costs_are_counted():
     model = main.build("se_attention", small_settings(), classes=10)
     convolutions = [(3, 8, 32), (8, 16, 32), (16, 16, 16), (16, 16, 16), (16, 16, 8), (16, 32, 8), (32, 32, 4)]
