@@ -1361,8 +1361,8 @@ def latex_values(comparison: dict[str, Any], tables: dict[str, list[list[str]]])
     r"""What report.tex reads: \val{images/test} there is that value of comparison.json, \resultsrows a table's rows."""
 
     def escape(value: Any) -> str:
-        text = np.format_float_positional(value, trim="-") if isinstance(value, float) else str(value)  # no exponents
-        return "".join("\\" * (c in "%_&#$") + c for c in text)
+        text = "".join("\\" * (c in "%_&#$") + c for c in f" {value}").replace(" -", " $-$").replace(" \\%", r"\,\%")
+        return np.format_float_positional(value, trim="-") if isinstance(value, float) else text[1:]  # no exponents
 
     def flat(value: Any, path: str) -> Iterator[str]:
         if isinstance(value, dict | list | tuple):
@@ -1460,7 +1460,7 @@ def run(settings: Settings, hardware: Hardware) -> None:
     write_file(results / "report_values.tex", latex_values(comparison, tables | layers))
     how: dict[str, Any] = {"colglobalalign": "right", "colalign": ("left",), "disable_numparse": True}
     shown, *more = (tabulate(table, "firstrow", "pipe", **how) for table in tables.values())
-    about = f"test accuracy (%) on {len(test.labels):,} images, {settings.epochs} epochs, {settings.seeds} seeds"
+    about = f"test accuracy (%) on {len(test.labels):,} images (epochs: {settings.epochs}, seeds: {settings.seeds})"
     parts = [f"# {data.title}: {about}", shown, *verdicts.values(), *more]
     write_file(results / "summary.md", "\n\n".join(parts) + "\n")
     print("", *parts, f"Everything is in {output}/", sep="\n\n")
