@@ -105,6 +105,7 @@ def test_the_reports_text_is_right_whichever_way_it_fell(tmp_path, monkeypatch, 
     text, log, _ = compile_report(tmp_path, tmp_path / "run")
     assert_clean(log)
     assert f"SE-Attention CNN is {verdict} Baseline CNN" in text
+    assert ("Baseline CNN: −" in text) == (verdict == "worse than")  # a minus sign, not a hyphen
     for other in {"worse than", "not distinguishable from", "better than"} - {verdict}:
         assert f"CNN is {other}" not in text
     assert ("one seed can’t speak" in text) == (seeds == 1) and ("Resampling both seeds" in text) == (seeds == 2)
