@@ -439,7 +439,7 @@ class SEBlock(nn.Module):
         self.expand = nn.Linear(max(1, channels // reduction), channels)
 
     def gate(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to the excitation [B, C] in (0, 1)."""
+        """[B, C, H, W] to the excitation [B, C] in (0, 1). AdaptiveAvgPool2d would not be deterministic on CUDA."""
         squeezed = x.permute(0, 2, 3, 1).mean((1, 2))  # so its gradient, too, lies channels last: faster on CPUs
         return torch.sigmoid(self.expand(F.relu(self.reduce(squeezed))))
 

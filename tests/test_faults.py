@@ -352,7 +352,7 @@ def test_a_dead_rank_ends_the_run_and_the_rerun_trains_what_was_missing(tmp_path
 
 
 @pytest.fixture
-def full_disk(tmp_path):
+def small_disk(tmp_path):
     folder = tmp_path / "small"
     folder.mkdir()
     if subprocess.run(
@@ -371,19 +371,19 @@ def refused(capsys, *arguments):
     return str(ended.value)
 
 
-def test_a_full_disk_ends_in_one_line_and_leaves_no_part(full_disk, capsys):
-    message = refused(capsys, *tiny(full_disk))
+def test_a_full_disk_ends_in_one_line_and_leaves_no_part(small_disk, capsys):
+    message = refused(capsys, *tiny(small_disk))
     assert "No space left" in message
-    assert not list(full_disk.rglob(".*.tmp"))
-    for path in full_disk.rglob("*.pth"):
+    assert not list(small_disk.rglob(".*.tmp"))
+    for path in small_disk.rglob("*.pth"):
         main.read_tensors(path)  # what is there is whole
     TRIED["full disks"] += 1
 
 
-def test_a_read_only_disk_is_named(full_disk, capsys):
-    subprocess.run(["mount", "-o", "remount,ro", str(full_disk)], check=True)
-    message = refused(capsys, *tiny(full_disk / "out"))
-    assert "Read-only" in message and str(full_disk) in message
+def test_a_read_only_disk_is_named(small_disk, capsys):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    message = refused(capsys, *tiny(small_disk / "out"))
+    assert "Read-only" in message and str(small_disk) in message
     TRIED["blocked paths"] += 1
 
 
