@@ -120,7 +120,7 @@ class Settings:
     level: float = option(0.05, "a difference counts where p is below this; intervals cover the rest", (1e-6, 0.5))
     power: float = option(0.8, "chance with which a detectable difference is found", (0.06, 0.999))
     gradcam_images: int = option(2, "test images explained per chosen class", AT_LEAST_ONE)
-    failure_images: int = option(8, "images in each row of the failure figure", AT_LEAST_ONE)
+    failure_images: int = option(4, "images in each row of the failure figure", AT_LEAST_ONE)
     # Stress tests
     stress: str = option("full", "stress tests; quick takes an eighth of the images", ("full", "quick", "off"))
     stress_images: int = option(2000, "test images to corrupt and attack, the first of each class", (50, 10**9))
@@ -1161,7 +1161,8 @@ def stress_test(runs: Runs, data: Dataset, settings: Settings, hardware: Hardwar
         mce = 100 * (wrong[network.title] / wrong[NETWORKS[first].title].replace(0, np.nan)).mean()
         change = (right[n] - right[first]) / corrupted.panel.nunique()  # [seeds, N], in points
         low, high = t_test(change.mean(1), settings)[:2] if len(change) > 1 else bootstrap_interval(change, settings)
-        values = {"mCE": mce, "change (points)": change.mean(), "change, lowest": low, "change, highest": high}
+        changes = {"change (points)": change.mean(), "change, lowest": low, "change, highest": high}
+        values = {"mCE": mce, **(changes if n != first else {})}
         note(n, settings.seed, (row(value, f"Corrupted images: {name}") for name, value in values.items()))
     for e in (bar := tqdm(runs, "attacks, calibration, heatmaps", **bars)):
         model, network, seed = e.trained.model, e.trained.network, e.trained.seed
@@ -1255,23 +1256,22 @@ def draw_matrices(panels: dict[str, tuple[pd.DataFrame, str, dict]], labels: tup
 
 
 def draw_pictures(blocks: Mapping[str, Sequence[Sequence[Picture]]], path: Path, heat: bool = True) -> None:
-    """Rows of pictures under headings; with the scale of Grad-CAM's colours if they are heatmaps."""
-    columns = max((len(row) for block in blocks.values() for row in block), default=1)
-    side = min(1.4, (PAGE - 0.6 * heat) / columns)
-    heights = [(side + 0.35) * len(block) + 0.25 * bool(title) for title, block in blocks.items()]
-    figure = Figure(figsize=(side * columns + 0.6 * heat, sum(heights)), layout="constrained")
-    parts = figure.subfigures(len(blocks), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for part, (title, block) in zip(parts, blocks.items(), strict=True):
-        part.suptitle(title if block else f"{title}: no such image", fontsize=9, weight="bold")
-        if not block:
-            continue
-        panels = part.subplots(len(block), columns, squeeze=False)
+    """Rows of pictures under headings, two blocks side by side; with the scale of Grad-CAM's colours if heatmaps."""
+    columns, across = max((len(row) for block in blocks.values() for row in block), default=1), min(2, len(blocks))
+    side, tall = min(1.4, (PAGE - 0.6 * heat) / columns / across), [max(1, len(block)) for block in blocks.values()]
+    widths = [*[side * columns] * (across - 1), side * columns + 0.6 * heat]
+    heights = [(side + 0.35) * max(tall[k : k + across]) + 0.25 * (across - 1) for k in range(0, len(tall), across)]
+    figure = Figure(figsize=(sum(widths), sum(heights)), layout="constrained")
+    parts = figure.subfigures(len(heights), across, height_ratios=heights, width_ratios=widths, squeeze=False).flat
+    for k, (part, (title, block)) in enumerate(zip(parts, blocks.items(), strict=True), start=1):
+        part.suptitle(title if block else f"{title}:\nno such image", fontsize=9, weight="bold")
+        panels = part.subplots(max(1, len(block)), columns, squeeze=False)
         for axes in panels.flat:
             axes.set_axis_off()
         for axes, picture in ((panels[r, c], p) for r, row in enumerate(block) for c, p in enumerate(row)):
             axes.imshow(picture[0], interpolation="nearest")
             axes.set_title(picture[1], color=picture[2], fontsize=min(7, 8 * side))
-        if heat:
+        if heat and k % across == 0:
             scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), HEAT_COLOURS)
             part.colorbar(scale, ax=panels, label="Grad-CAM, per image", shrink=0.9)
     write_figure(path, figure, vector=False)

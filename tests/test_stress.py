@@ -141,6 +141,8 @@ def test_severity_5_is_never_easier_than_1(stressed):
     assert change == pytest.approx(mean["SE-Attention"] - mean["Baseline"])
     low, high = (values(stressed, f"Corrupted images: change, {end}", "SE-Attention") for end in ("lowest", "highest"))
     assert low < change < high
+    changes = stressed[stressed.name.str.startswith("Corrupted images: change")]
+    assert set(changes.network) == {"SE-Attention"}  # the first network has none from itself
 
 
 def test_official_arrays_are_used_where_they_lie(tmp_path):
