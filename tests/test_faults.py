@@ -276,6 +276,7 @@ def test_25_kills_at_random_moments(uninterrupted, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_soon_and_says_how_to_go_on(tmp_path, number):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have it ignored in what they start with &
     process = start(tmp_path, "--epochs", "2000")
     while not list(tmp_path.rglob("*resume.pth")):
         time.sleep(0.1)
