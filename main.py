@@ -1158,11 +1158,11 @@ def stress_test(runs: Runs, data: Dataset, settings: Settings, hardware: Hardwar
     corrupted, first = pd.DataFrame(found), next(iter(NETWORKS))
     wrong = 100 - corrupted.groupby(["network", "panel"]).y.mean()
     for n, network in NETWORKS.items():
-        mce = 100 * (wrong[network.title] / wrong[NETWORKS[first].title].replace(0, np.nan)).mean()
-        change = (right[n] - right[first]) / corrupted.panel.nunique()  # [seeds, N], in points
-        low, high = t_test(change.mean(1), settings)[:2] if len(change) > 1 else bootstrap_interval(change, settings)
-        changes = {"change (points)": change.mean(), "change, lowest": low, "change, highest": high}
-        values = {"mCE": mce, **(changes if n != first else {})}
+        values = {"mCE": 100 * (wrong[network.title] / wrong[NETWORKS[first].title].replace(0, np.nan)).mean()}
+        if n != first:
+            gains = (right[n] - right[first]) / corrupted.panel.nunique()  # [seeds, N], in points
+            low, high, *_ = t_test(gains.mean(1), settings) if len(gains) > 1 else bootstrap_interval(gains, settings)
+            values |= {"change (points)": gains.mean(), "change, lowest": low, "change, highest": high}
         note(n, settings.seed, (row(value, f"Corrupted images: {name}") for name, value in values.items()))
     for e in (bar := tqdm(runs, "attacks, calibration, heatmaps", **bars)):
         model, network, seed = e.trained.model, e.trained.network, e.trained.seed
