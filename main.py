@@ -1257,21 +1257,21 @@ def draw_matrices(panels: dict[str, tuple[pd.DataFrame, str, dict]], labels: tup
 
 def draw_pictures(blocks: Mapping[str, Sequence[Sequence[Picture]]], path: Path, heat: bool = True) -> None:
     """Rows of pictures under headings, two blocks side by side; with the scale of Grad-CAM's colours if heatmaps."""
-    columns, across = max((len(row) for block in blocks.values() for row in block), default=1), min(2, len(blocks))
-    side, tall = min(1.4, (PAGE - 0.6 * heat) / columns / across), [max(1, len(block)) for block in blocks.values()]
+    columns, across = max([3, *(len(row) for block in blocks.values() for row in block)]), min(2, len(blocks))
+    side, tall = min(1.4, (PAGE - 0.6 * heat) / columns / across), [max(0.2, len(block)) for block in blocks.values()]
     widths = [*[side * columns] * (across - 1), side * columns + 0.6 * heat]
     heights = [(side + 0.35) * max(tall[k : k + across]) + 0.25 * (across - 1) for k in range(0, len(tall), across)]
     figure = Figure(figsize=(sum(widths), sum(heights)), layout="constrained")
     parts = figure.subfigures(len(heights), across, height_ratios=heights, width_ratios=widths, squeeze=False).flat
     for k, (part, (title, block)) in enumerate(zip(parts, blocks.items(), strict=True), start=1):
-        part.suptitle(title if block else f"{title}:\nno such image", fontsize=9, weight="bold")
+        part.suptitle(title if block else f"{title}:\nno such image", fontsize=8, weight="bold")
         panels = part.subplots(max(1, len(block)), columns, squeeze=False)
         for axes in panels.flat:
             axes.set_axis_off()
         for axes, picture in ((panels[r, c], p) for r, row in enumerate(block) for c, p in enumerate(row)):
             axes.imshow(picture[0], interpolation="nearest")
             axes.set_title(picture[1], color=picture[2], fontsize=min(7, 8 * side))
-        if heat and k % across == 0:
+        if heat and k % across == 0 and any(list(blocks.values())[k - across : k]):
             scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), HEAT_COLOURS)
             part.colorbar(scale, ax=panels, label="Grad-CAM, per image", shrink=0.9)
     write_figure(path, figure, vector=False)
@@ -1288,7 +1288,7 @@ def draw_stress(rows: pd.DataFrame, plots: Path) -> None:
     by_network = of["robustness"].groupby("network", sort=False)
     tables = {n: pivot(part, index="panel").rename(columns=int) for n, part in by_network}
     first, *others = tables
-    panels = {n: (table, "accuracy (%)", PERCENT) for n, table in tables.items()}
+    panels = {n: (table, "accuracy (%)", PERCENT | {"fmt": ".0f"}) for n, table in tables.items()}
     changes = {f"{n} minus {first}": (tables[n] - tables[first]).round(1) + 0 for n in others}  # + 0: no "-0.0"
     how: dict[str, Any] = {"cmap": "PuOr", "center": 0, "annot": True, "fmt": "+.1f"}
     panels |= {title: (change, "change (points)", how) for title, change in changes.items()}

@@ -84,7 +84,7 @@ def test_the_report_compiles_clean(tiny_run, tmp_path):
     assert 6 <= pages <= 10
     found = json.loads((tiny_run / "results" / "comparison.json").read_text())
     assert f"{found['networks']['baseline']['accuracy']:.2f}" in text
-    assert "Shapes" in text and "CIFAR-10 for" not in text
+    assert "Shapes" in text and "They are drawn by main.py itself" in text and "CIFAR-10 for" not in text
     assert "one seed can’t speak for the architecture" in text
 
 

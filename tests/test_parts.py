@@ -1,6 +1,9 @@
 """The parts of main.py, each against an independent reference."""
 
+import itertools
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -350,6 +353,36 @@ def test_grad_cam_points_at_the_object(trained, network):
     hits = mask[torch.arange(len(heat)), heat.argmax(1)].float().mean()
     share = ((heat * mask).sum(1) / heat.sum(1).clamp_min(1e-7)).mean()
     assert hits > chance + 0.3 and share > 1.4 * chance
+
+
+@pytest.fixture
+def figures(tiny_run, monkeypatch):
+    """What would be written, by file name, in the style that a run has set."""
+    kept = {}
+    monkeypatch.setattr(main, "write_figure", lambda path, figure, vector=True: kept.update({path.stem: figure}))
+    return kept
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_headings_of_pictures_stay_in_their_half(figures, tmp_path, count):
+    picture = (np.zeros((32, 32, 3), np.uint8), "true class:\nautomobile", "black")
+    titles = ("SE-Attention: most confident mistakes", "Only SE-Attention is wrong", "a", "b")
+    main.draw_pictures({title: [[picture] * count] * min(2, count) for title in titles}, tmp_path / "failures.png")
+    figures["failures"].draw_without_rendering()
+    for part in figures["failures"].subfigs:
+        box = part._suptitle.get_window_extent()
+        assert part.bbox.x0 <= box.x0 and box.x1 <= part.bbox.x1
+        assert len([axes for axes in part.axes if axes.get_ylabel()]) <= (count > 0)  # no scale without heatmaps
+
+
+def test_numbers_in_matrices_do_not_touch(figures, tiny_run, tmp_path):
+    rows = pd.read_json(tiny_run / "results" / "robustness.json")
+    rows.loc[rows.figure == "robustness", "y"] = 100.0  # the widest number
+    main.draw_stress(rows, tmp_path)
+    figures["robustness"].draw_without_rendering()
+    for axes in figures["robustness"].axes[:2]:
+        boxes = [text.get_window_extent() for text in axes.texts[:5]]
+        assert len(boxes) == 5 and all(a.x1 + 1 < b.x0 for a, b in itertools.pairwise(boxes))
 
 
 def test_overlay_is_rgb_upright_and_lets_the_picture_show():
