@@ -36,6 +36,8 @@ def test_the_readmes_commands_run_in_a_fresh_clone(tmp_path):
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path / "clone", env=clean, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+    if shutil.which("latexmk"):
+        assert all((tmp_path / "clone" / name).stat().st_size > 100_000 for name in ("report.pdf", "shapes.pdf"))
 
 
 def test_the_readme_names_every_option():
@@ -112,12 +114,17 @@ def test_the_reports_text_is_right_whichever_way_it_fell(tmp_path, monkeypatch, 
     assert "Stress tests" not in text and "What the SE blocks learnt" not in text
 
 
-def test_without_results_the_report_says_what_to_run(tmp_path):
+def test_the_report_says_what_to_run_and_compiles_when_that_is_done(tiny_run, tmp_path):
+    """latexmk must notice results that appear, and a paper on shapes beside one on CIFAR-10."""
     if not shutil.which("latexmk"):
         pytest.skip("latexmk is not installed")
     shutil.copy(ROOT / "report.tex", tmp_path)
-    done = subprocess.run(
-        ["latexmk", "-pdf", "-interaction=nonstopmode", "report.tex"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert 'run "python main.py" first' in done.stdout
-    assert not (tmp_path / "report.pdf").exists()
+    for job, run, more in (("report", "output", []), ("shapes", "output/shapes", ["-jobname=shapes"])):
+        command = ["latexmk", "-pdf", "-interaction=nonstopmode", *more, "report.tex"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode != 0 and 'run "python main.py" first' in done.stdout
+        assert not (tmp_path / f"{job}.pdf").exists()
+        shutil.copytree(tiny_run, tmp_path / run)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0 and (tmp_path / f"{job}.pdf").exists(), done.stdout[-3000:]
+        assert f"{run}/results/report_values.tex" in (tmp_path / f"{job}.fls").read_text()
