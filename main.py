@@ -1289,9 +1289,8 @@ def draw_stress(rows: pd.DataFrame, plots: Path) -> None:
     tables = {n: pivot(part, index="panel").rename(columns=int) for n, part in by_network}
     first, *others = tables
     panels = {n: (table, "accuracy (%)", PERCENT | {"fmt": ".0f"}) for n, table in tables.items()}
-    changes = {f"{n} minus {first}": (tables[n] - tables[first]).round(1) + 0 for n in others}  # + 0: no "-0.0"
-    how: dict[str, Any] = {"cmap": "PuOr", "center": 0, "annot": True, "fmt": "+.1f"}
-    panels |= {title: (change, "change (points)", how) for title, change in changes.items()}
+    how: dict[str, Any] = {"cmap": "PuOr", "center": 0, "annot": True, "fmt": "+.1f"}  # + 0 below: no "-0.0"
+    panels |= {f"{n} minus {first}": ((tables[n] - tables[first]).round(1) + 0, "change (points)", how) for n in others}
     draw_matrices(panels, ("severity", ""), plots / "robustness.png")
     how = {"cmap": "viridis", "vmin": 0, "vmax": 1, "xticklabels": False}
     if "excitation" in of:
@@ -1315,8 +1314,9 @@ def results_table(intervals: dict[str, Intervals], compared: dict[str, dict[str,
 
 def stress_table(named: pd.DataFrame) -> list[list[str]]:
     """Header and rows: what was tried, and each network's result, of a table of them."""
-    numbers = (["" if v != v else f"{v:.{3 if abs(v) < 1 else 2}f}" for v in values] for values in named.to_numpy())
-    return [["Stress test", *named.columns], *([name, *row] for name, row in zip(named.index, numbers, strict=True))]
+    digits = {name: 2 if "(%)" in name or "Corrupted" in name else 3 for name in named.index}  # 2 in percent or points
+    rows = ([name, *("" if v != v else f"{v:.{digits[name]}f}" for v in row)] for name, *row in named.itertuples())
+    return [["Stress test", *named.columns], *rows]
 
 
 def layer_costs(model: BaselineCNN) -> dict[str, tuple[int, int]]:
