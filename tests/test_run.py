@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 
 import cv2
 import pytest
@@ -66,10 +65,6 @@ def test_a_run_leaves_the_whole_tree(tiny_run):
         assert network["accuracy"] == pytest.approx(sum(network["class_accuracy"].values()) / 10)
     summary = (tiny_run / "results" / "summary.md").read_text()
     assert "| Overall" in summary and "| PGD, 8/255: accuracy (%)" in summary
-    percent = [
-        re.findall(r"[\d.]+(?= \|)", line) for line in summary.splitlines() if line.startswith("| ") and "(%)" in line
-    ]
-    assert len(percent) > 10 and all(re.fullmatch(r"\d+\.\d\d", number) for row in percent for number in row)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

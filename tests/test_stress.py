@@ -4,6 +4,7 @@ import dataclasses
 
 import foolbox
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -270,3 +271,14 @@ def test_gates_are_those_of_the_blocks(trained, stressed):
     for block in model.attention:  # frozen copies leave the network as it was
         assert "gate" not in vars(block)
     assert len(values(stressed, "Gates at their means: accuracy (%)", "SE-Attention")) == 1
+
+
+def test_the_table_has_two_digits_in_percent_and_points_and_three_else():
+    rows = {"FGSM: accuracy (%)": [70.0, 0.5], "Corrupted images: change (points)": [np.nan, -0.25], "Loss": [1.5, 0.5]}
+    table = main.stress_table(pd.DataFrame.from_dict(rows, "index", columns=["Baseline", "SE-Attention"]))
+    assert [row[1:] for row in table] == [
+        ["Baseline", "SE-Attention"],
+        ["70.00", "0.50"],
+        ["", "-0.25"],
+        ["1.500", "0.500"],
+    ]
