@@ -810,7 +810,7 @@ def say_verdict(network: str, found: dict[str, Any], settings: Settings) -> str:
     overall, seeds = found["overall"], settings.seeds
     words = overall["verdict"] + (" from" if overall["verdict"].startswith("not") else " than")
     (low, high), test = overall["interval"], f"paired t test over {seeds} seeds" if seeds > 1 else "exact McNemar test"
-    detected = f"a difference of {overall.get('detectable_difference', 0):.2f} points {settings.power:.0%} of the time"
+    detected = f"{overall.get('detectable_difference', 0):.2f} points {100 * settings.power:g} % of the time"
     single = "That holds for these two trained networks; one seed can't speak for the architecture."
     classes = [(name, row["verdict"]) for name, row in found.items() if name != "overall"]
     better, worse = (", ".join(k for k, of in classes if of == side) or "none" for side in ("better", "worse"))
@@ -818,7 +818,7 @@ def say_verdict(network: str, found: dict[str, Any], settings: Settings) -> str:
         f"{NETWORKS[network].title} CNN is {words} {next(iter(NETWORKS.values())).title} CNN: "
         f"{overall['difference']:+.2f} percentage points, {100 * (1 - settings.level):g} % interval {low:+.2f} to "
         f"{high:+.2f} ({test}, p = {overall['p']:.2g}). "
-        f"{f'So many seeds detect {detected}.' if seeds > 1 else single} "
+        f"{f'So many seeds detect a difference of {detected}.' if seeds > 1 else single} "
         f"By class, Holm-corrected: better on {better}; worse on {worse}."
     )
 
@@ -1232,7 +1232,7 @@ def draw_seeds(accuracy: dict[str, list[float]], compared: dict[str, Any], setti
         mean, (low, high) = groups["overall"]["difference"], groups["overall"]["interval"]
         how, change = {"color": NETWORKS[n].colour}, np.subtract(accuracy[n], next(iter(accuracy.values())))
         right.scatter(seeds, change, label=f"{NETWORKS[n].title} of a seed", **how)
-        right.axhspan(low, high, alpha=0.2, lw=0, label=f"{1 - settings.level:.0%} interval of the mean", **how)
+        right.axhspan(low, high, alpha=0.2, lw=0, label=f"{100 * (1 - settings.level):g} % interval of the mean", **how)
         right.axhline(mean, label=f"mean {mean:+.2f}", **how)
     right.axhline(0, color="black", lw=1)
     right.set(xlabel="seed", xticks=seeds, ylabel=f"change from {titles[0]} (points)", ymargin=0.15)

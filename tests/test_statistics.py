@@ -106,6 +106,8 @@ def test_verdict_says_what_was_found(side, seeds):
     assert f"SE-Attention CNN {word} Baseline CNN" in sentence
     assert f"{found['overall']['difference']:+.2f} percentage points" in sentence
     assert ("one seed can't speak for the architecture" in sentence) == (seeds == 1)
+    detected = f"{found['overall'].get('detectable_difference', 0):.2f} points 80 % of the time"
+    assert (f"So many seeds detect a difference of {detected}" in sentence) == (seeds > 1)
     for word in ("better", "worse"):
         names = [name for name in CLASSES if found[name]["verdict"] == word]
         assert f"{word} on {', '.join(names) or 'none'}" in sentence
