@@ -1260,7 +1260,7 @@ def draw_pictures(blocks: Mapping[str, Sequence[Sequence[Picture]]], path: Path,
     columns, across = max([3, *(len(row) for block in blocks.values() for row in block)]), min(2, len(blocks))
     side, tall = min(1.4, (PAGE - 0.6 * heat) / columns / across), [max(0.2, len(block)) for block in blocks.values()]
     widths = [*[side * columns] * (across - 1), side * columns + 0.6 * heat]
-    heights = [(side + 0.35) * max(tall[k : k + across]) + 0.25 * (across - 1) for k in range(0, len(tall), across)]
+    heights = [(side + 0.35) * max(tall[k : k + across]) + 0.25 * any(blocks) for k in range(0, len(tall), across)]
     figure = Figure(figsize=(sum(widths), sum(heights)), layout="constrained")
     parts = figure.subfigures(len(heights), across, height_ratios=heights, width_ratios=widths, squeeze=False).flat
     for k, (part, (title, block)) in enumerate(zip(parts, blocks.items(), strict=True), start=1):
