@@ -1043,14 +1043,23 @@ class Network:
     colour: str
     marker: str
     build: Build  # from the recipe and the number of classes
+    about: str  # "SE-Attention has …", as the paper says it
 
 
 # The first network is the one that the others are compared with. The colours are Tol's: they can
 # be told apart by colour-blind readers and in grey print.
 NETWORKS = [
-    Network("baseline", "Baseline", "#004488", "o", with_attention(nn.Identity)),
-    Network("se_attention", "SE-Attention", "#BB5566", "s", with_attention(SEBlock)),
-]
+    Network(
+        "baseline", "Baseline", "#004488", "o",
+        build=with_attention(nn.Identity),
+        about="nothing between its stages",
+    ),
+    Network(
+        "se_attention", "SE-Attention", "#BB5566", "s",
+        build=with_attention(SEBlock),
+        about="an SE block after each stage",
+    ),
+]  # fmt: skip
 
 
 def build_network(network: Network, recipe: Recipe, classes: int) -> Classifier:
@@ -3376,7 +3385,7 @@ def plot_corruptions(results: Results, stress: StressResults) -> Figure:
 
 
 def plot_pictures(lines: Sequence[Sequence[PictureBlock]], heat_scale: bool) -> Figure:
-    """Lines of blocks side by side; with the bar of Grad-CAM's colours if `heat_scale`."""
+    """Lines of blocks side by side; at the end of full lines Grad-CAM's colours if `heat_scale`."""
     abreast = max(len(line) for line in lines)
     columns = max(3, *(block.columns() for line in lines for block in line))
     bar_width = 0.6 if heat_scale else 0.0
@@ -3391,7 +3400,7 @@ def plot_pictures(lines: Sequence[Sequence[PictureBlock]], heat_scale: bool) -> 
     for line_parts, line in zip(parts, lines, strict=True):
         for part, block in zip(line_parts, line, strict=False):
             panels = plot_block(part, block, columns, side)
-        if heat_scale and any(block.rows for block in line):
+        if heat_scale and len(line) == abreast and any(block.rows for block in line):
             scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), HEAT_COLOURS)
             part.colorbar(scale, ax=panels, label="Grad-CAM, per image", shrink=0.9)
     return figure
@@ -3549,6 +3558,7 @@ def network_record(of_network: NetworkResults, classes: Sequence[str]) -> dict[s
     by_class = by_class_name(classes, of_network.accuracy.by_class)
     return {
         "title": of_network.network.title,
+        "about": of_network.network.about,
         "layers": {
             layer.name: {"parameters": layer.parameters, "multiply_adds": layer.multiply_adds}
             for layer in of_network.layers
@@ -3710,23 +3720,33 @@ def write_report(results: Results, folder: Path) -> None:
 def latex_values(results: Results) -> str:
     r"""Macros for report.tex.
 
-    \val{images/test} there is that value of comparison.json; \resultstable, \layerstable and
-    \stresstable are tables; \networkkeys, \comparedkeys and \gatedkeys are lists to loop over.
+    \val{images/test} there is that value of comparison.json. The others are tables, lists of keys
+    and numbers to loop over, and lists to print.
     """
-    lines = [
-        rf"\expandafter\def\csname val:{path}\endcsname{{{latex_text(value)}}}"
-        for path, value in flatten(comparison_record(results))
-    ]
-    keys = [of_network.network.key for of_network in results.networks]
-    lines += [
-        latex_macro("networkkeys", ",".join(keys)),
-        latex_macro("comparedkeys", ",".join(keys[1:])),
-        latex_macro("gatedkeys", ",".join(keys_with_gates(results.stress))),
-        latex_macro("resultstable", latex_table(accuracy_table(results))),
-        latex_macro("layerstable", latex_table(layers_table(results))),
-    ]
+    lines = []
+    for path, value in flatten(comparison_record(results)):
+        lines.append(rf"\expandafter\def\csname val:{path}\endcsname{{{latex_text(value)}}}")
+    networks = [of_network.network for of_network in results.networks]
+    keys = [network.key for network in networks]
+    stages = range(len(results.settings.recipe.widths))
+    names = [name for name, _ in named_images(results) if name.endswith("_1")]
+    macros = {
+        "firstkey": keys[0],
+        "networkkeys": ",".join(keys),
+        "comparedkeys": ",".join(keys[1:]),
+        "gatedkeys": ",".join(keys_with_gates(results.stress)),
+        "networktitles": latex_text(", ".join(network.title for network in networks)),
+        "stageindices": ",".join(str(k) for k in stages),
+        "stagenumbers": ",".join(str(k + 1) for k in stages),
+        "stagecount": str(len(stages)),
+        "gradcamnames": ",".join(names[:3]),
+        "resultstable": latex_table(accuracy_table(results)),
+        "layerstable": latex_table(layers_table(results)),
+    }
     if results.stress is not None:
-        lines.append(latex_macro("stresstable", latex_table(stress_table(results.stress))))
+        macros["stresstable"] = latex_table(stress_table(results.stress))
+    for name, content in macros.items():
+        lines.append(rf"\newcommand{{\{name}}}{{{content}}}")
     return "\n".join(lines) + "\n"
 
 
@@ -3734,10 +3754,6 @@ def keys_with_gates(stress: StressResults | None) -> list[str]:
     if stress is None:
         return []
     return [one.network.key for one in stress.networks if one.gates is not None]
-
-
-def latex_macro(name: str, content: str) -> str:
-    return rf"\newcommand{{\{name}}}{{{content}}}"
 
 
 def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

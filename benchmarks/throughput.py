@@ -1,11 +1,12 @@
-"""How fast main.py trains, beside the usual pipeline, on this machine; one table, in under ten minutes.
+"""How fast main.py trains, beside the usual pipeline, on this machine; one table.
 
     python benchmarks/throughput.py --data-dir ../shared/data
     python benchmarks/throughput.py --device cpu --precision fp32 --dataset shapes
 
-Takes the options of main.py. The usual pipeline is the one published for this comparison: three conv-BN-ReLU-maxpool
-blocks of 32/64/128 channels and a layer of 256 units (SE with reduction 4 after each block), Adam 1e-3, batch 64,
-float32, crop, flip, ToTensor and Normalize per image by torchvision in a DataLoader with two workers.
+Takes the options of main.py. The usual pipeline is the one published for this comparison: three
+conv-BN-ReLU-maxpool blocks of 32/64/128 channels and a layer of 256 units (SE with reduction 4
+after each block), Adam 1e-3, batch 64, float32, crop, flip, ToTensor and Normalize per image by
+torchvision in a DataLoader with two workers.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,43 +36,73 @@ IMAGES = 6_400  # images in a measured epoch of ours, and in the measured part o
 
 
 class UsualCNN(nn.Module):
-    """The network of the usual pipeline; takes normalised images there, and images in [0, 1] from main.train."""
+    """The usual network, with or without SE blocks.
 
-    title = "usual network"
-    reduction = 0
+    Takes normalised images in the usual pipeline, and images in [0, 1] from main.py's loop.
+    """
 
-    def __init__(self, settings: main.Settings, classes: int) -> None:
+    def __init__(self, classes: int, attention: bool) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(3))
-        self.register_buffer("std", torch.ones(3))
-        layers: list[nn.Module] = []
+        self.mean = nn.Buffer(torch.zeros(3))
+        self.std = nn.Buffer(torch.ones(3))
+        self.stem = nn.Identity()
+        self.stages = nn.ModuleList()
+        self.attention = nn.ModuleList()
         for before, width in ((3, 32), (32, 64), (64, 128)):
-            layers += [nn.Conv2d(before, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
-            if self.reduction:
-                layers.append(main.SEBlock(width, self.reduction))
-        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(2048, 256), nn.ReLU(), nn.Linear(256, classes))
+            convolution = nn.Conv2d(before, width, 3, padding=1)
+            self.stages.append(
+                nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2))
+            )
+            block = main.SEBlock(width, main.Recipe(reduction=4)) if attention else nn.Identity()
+            self.attention.append(block)
+        self.classifier = nn.Sequential(
+            nn.Flatten(), nn.Linear(2048, 256), nn.ReLU(), nn.Linear(256, classes)
+        )
 
-    def fit_input(self, pixels: torch.Tensor, settings: main.Settings) -> None:
-        x = main.to_input(pixels[: settings.measured_images])
-        self.mean, self.std = x.mean((0, 2, 3)), x.std((0, 2, 3))
+    def measure_input(self, pixels: torch.Tensor, recipe: main.Recipe) -> None:
+        images = main.to_input(pixels[: recipe.measured_images])
+        self.mean.copy_(images.mean((0, 2, 3)))
+        self.std.copy_(images.std((0, 2, 3)))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers((x - self.mean[:, None, None]) / self.std[:, None, None])
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        x = (images - self.mean[:, None, None]) / self.std[:, None, None]
+        for stage, attention in zip(self.stages, self.attention, strict=True):
+            x = attention(stage(x))
+        return x
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        return self.classifier(features)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.classify(self.features(images))
 
 
-class UsualSECNN(UsualCNN):
-    title = "usual network with SE"
-    reduction = 4
+def build_usual(recipe: main.Recipe, classes: int) -> UsualCNN:
+    return UsualCNN(classes, attention=False)
+
+
+def build_usual_with_se(recipe: main.Recipe, classes: int) -> UsualCNN:
+    return UsualCNN(classes, attention=True)
+
+
+USUAL_NETWORKS = [
+    main.Network("usual", "usual network", "", "", build_usual, ""),
+    main.Network("usual_se", "usual network with SE", "", "", build_usual_with_se, ""),
+]
 
 
 class UsualImages(Dataset):
-    """Images one by one as PIL pictures through torchvision's transforms, as its CIFAR10 class gives them."""
+    """Images one by one as PIL pictures through torchvision's transforms, as its CIFAR10 does."""
 
     def __init__(self, images: main.Images, training: bool) -> None:
-        self.pixels, self.labels = images.pixels.numpy(), images.labels.tolist()
-        augment = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()] if training else []
-        normalise = transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-        self.transform = transforms.Compose([*augment, transforms.ToTensor(), normalise])
+        self.pixels = images.pixels.numpy()
+        self.labels = images.labels.tolist()
+        steps: list[Callable] = []
+        if training:
+            steps += [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
+        steps.append(transforms.ToTensor())
+        steps.append(transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)))
+        self.transform = transforms.Compose(steps)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -78,60 +111,74 @@ class UsualImages(Dataset):
         return self.transform(Image.fromarray(self.pixels[index])), self.labels[index]
 
 
-def usual_speed(network: type[UsualCNN], data: main.Dataset, device: torch.device) -> tuple[float, float]:
-    """Training and evaluation speed of the usual pipeline, in images/s."""
-    model = network(main.Settings(), len(data.classes)).to(device)
+@dataclass(frozen=True)
+class Speed:
+    """Images a second."""
+
+    training: float
+    evaluation: float
+
+    def minutes(self) -> float:
+        """Of fifteen epochs of 45,000 + 5,000 images."""
+        return 15 * (45_000 / self.training + 5_000 / self.evaluation) / 60
+
+
+def usual_speed(network: main.Network, data: main.Dataset, device: torch.device) -> Speed:
+    """The usual pipeline's; what its first ten batches take, while workers start, is left out."""
+    model = network.build(main.Recipe(), len(data.classes)).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     speeds = []
     for training in (True, False):
-        images = data.train.select(torch.arange(len(data.train.labels)).repeat(4)[: IMAGES + 640])
-        loader = DataLoader(UsualImages(images, training), batch_size=64, shuffle=training, num_workers=2)
+        index = torch.arange(len(data.train)).repeat(4)[: IMAGES + 640]
+        images = UsualImages(data.train.select(index), training)
+        loader = DataLoader(images, batch_size=64, shuffle=training, num_workers=2)
         model.train(training)
-        for i, (x, labels) in enumerate(loader):
-            if i == 10:  # the workers have started
+        for batch, (pixels, labels) in enumerate(loader):
+            if batch == 10:
                 start = time.perf_counter()
-            x, labels = x.to(device), labels.to(device)
             with torch.set_grad_enabled(training):
-                loss = F.cross_entropy(model(x), labels)
+                loss = F.cross_entropy(model(pixels.to(device)), labels.to(device))
             if training:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
             loss.item()
-        speeds.append((len(images.labels) - 640) / (time.perf_counter() - start))
-    return speeds[0], speeds[1]
+        speeds.append((len(images) - 640) / (time.perf_counter() - start))
+    return Speed(*speeds)
 
 
-def share_of_crops(settings: main.Settings) -> dict[int, float]:
+def share_of_crops(recipe: main.Recipe) -> dict[int, float]:
     """What share of the training images has which side."""
-    sides = [main.plan_epoch(epoch, 1, settings)[0] for epoch in range(settings.epochs)]
+    sides = [main.plan_epoch(epoch, 1, recipe).crop_size for epoch in range(recipe.epochs)]
     return {side: sides.count(side) / len(sides) for side in sorted(set(sides))}
 
 
-def our_speed(
-    network: str, data: main.Dataset, settings: main.Settings, hardware: main.Hardware
-) -> tuple[float, float]:
-    """Training and evaluation speed of main.py's own loop, in images/s, over its schedule of crops.
+def with_one_side(recipe: main.Recipe, side: int, epochs: int) -> main.Recipe:
+    """A recipe whose epochs all see images of one side."""
+    crop_epochs = 0.0 if side == main.IMAGE_SIZE else 1.0
+    return dataclasses.replace(recipe, epochs=epochs, crop_epochs=crop_epochs)
 
-    Two epochs of each side, the second of which counts.
-    """
-    sides, seconds = share_of_crops(settings), 0.0
-    for side, share in sides.items():
-        of_side = dataclasses.replace(settings, epochs=2, crop_epochs=float(side != main.IMAGE_SIZE))
+
+def our_speed(
+    network: main.Network, data: main.Dataset, recipe: main.Recipe, hardware: main.Hardware
+) -> Speed:
+    """main.py's own loop over its schedule of crops: two epochs of each side, the second counts."""
+    seconds = 0.0
+    for side, share in share_of_crops(recipe).items():
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.pth"
-            main.train(network, data, of_side, hardware, path)
-            trained = main.load_trained(path, network, len(data.classes), of_side, hardware.precision)
-        seconds += share * trained.content["history"][-1]["seconds"]
-    count = len(main.split_train(data.train.labels, settings)[0])
-    model = trained.model.to(hardware.device)
+            of_side = with_one_side(recipe, side, epochs=2)
+            job = main.TrainingJob(network, of_side, hardware.precision, path)
+            (trained,) = main.train_all([job], data, hardware)
+        seconds += share * trained.checkpoint.history[-1].seconds
+    count = len(data.splits[recipe.seed].training)
     start = time.perf_counter()
-    main.predict(model, data.train.pixels, hardware)
-    return count / seconds, len(data.train.labels) / (time.perf_counter() - start)
+    main.predict(trained.model, data.train.pixels, hardware)
+    return Speed(count / seconds, len(data.train) / (time.perf_counter() - start))
 
 
-def timed(work, device: torch.device, repeats: int) -> float:
-    """Seconds of one call, the median of several."""
+def median_seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Seconds of one call; the first is left out."""
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -145,80 +192,114 @@ def timed(work, device: torch.device, repeats: int) -> float:
 def matrix_peak(hardware: main.Hardware) -> float:
     """TFLOP/s of the best of several large matrix products."""
     size = 4096 if hardware.device.type == "cpu" else 8192
-    kind = torch.bfloat16 if hardware.precision == "bf16" else torch.float32
-    a, b = (torch.randn(size, size, device=hardware.device, dtype=kind) for _ in range(2))
-    return max(2 * size**3 / timed(lambda: a @ b, hardware.device, 1) / 1e12 for _ in range(8))
+    dtype = torch.bfloat16 if hardware.precision == "bf16" else torch.float32
+    a = torch.randn(size, size, device=hardware.device, dtype=dtype)
+    b = torch.randn(size, size, device=hardware.device, dtype=dtype)
+    seconds = [median_seconds(lambda: a @ b, hardware.device, 1) for _ in range(8)]
+    return 2 * size**3 / min(seconds) / 1e12
 
 
-def step_flops(network: str, data: main.Dataset, settings: main.Settings) -> float:
-    """Floating-point operations of a training step for one image, forward and backward, mean over the schedule."""
-    model, flops = main.build(network, settings, len(data.classes)), 0.0
-    for side, share in share_of_crops(settings).items():
+def step_flops(network: main.Network, data: main.Dataset, recipe: main.Recipe) -> float:
+    """Floating-point operations of a training step for one image, mean over the schedule."""
+    model = main.build_network(network, recipe, len(data.classes))
+    flops = 0.0
+    for side, share in share_of_crops(recipe).items():
         with FlopCounterMode(display=False) as counter:
             model(torch.rand(2, 3, side, side)).sum().backward()
         flops += share * counter.get_total_flops() / 2
     return flops
 
 
-def data_seconds(data: main.Dataset, settings: main.Settings, hardware: main.Hardware) -> float:
+def data_seconds(data: main.Dataset, recipe: main.Recipe, hardware: main.Hardware) -> float:
     """Seconds that one image's crop, flip and conversion take, mean over the schedule."""
-    pixels, batch, seconds = data.train.pixels.to(hardware.device), settings.batch_size, 0.0
-    for side, share in share_of_crops(settings).items():
-        of_side = dataclasses.replace(settings, epochs=1, crop_epochs=float(side != main.IMAGE_SIZE))
-        order, offsets, flips = (t[:batch].to(hardware.device) for t in main.plan_epoch(0, len(pixels), of_side)[1:])
+    pixels = data.train.pixels.to(hardware.device)
+    seconds = 0.0
+    for side, share in share_of_crops(recipe).items():
+        plan = main.plan_epoch(0, len(pixels), with_one_side(recipe, side, epochs=1))
+        plan = plan.to(hardware.device)
+        index = plan.order[: recipe.batch_size]
 
-        def prepare(order=order, offsets=offsets, flips=flips, side=side) -> None:
-            main.to_input(main.crop_and_flip(pixels, order, offsets, flips, side))
+        def prepare(index: torch.Tensor = index, plan: main.EpochPlan = plan) -> None:
+            main.to_input(main.crop_and_flip(pixels, index, plan))
 
-        seconds += share * timed(prepare, hardware.device, 50) / len(order)
+        seconds += share * median_seconds(prepare, hardware.device, 50) / len(index)
     return seconds
 
 
+def peak_memory(device: torch.device) -> float:
+    """GiB, of the GPU or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def few_images(data: main.Dataset, recipe: main.Recipe) -> main.Dataset:
+    """The dataset with few training images, split anew."""
+    train = data.train.select(torch.arange(min(IMAGES, len(data.train))))
+    split = main.split_train(train.labels, recipe.validation, recipe.seed)
+    return dataclasses.replace(data, train=train, splits={recipe.seed: split})
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of a network in a pipeline."""
+
+    title: str
+    speed: Speed
+    flops: float
+    data_seconds: float | None  # only of ours
+
+    def cells(self, peak: float) -> list[str]:
+        tflops = self.flops * self.speed.training / 1e12
+        cells = [self.title, f"{self.speed.training:,.0f}", f"{self.speed.minutes():.2f}"]
+        if self.data_seconds is None:
+            return [*cells, "", f"{tflops:.3f}", ""]
+        data_share = self.data_seconds * self.speed.training
+        return [*cells, f"{data_share:.1%}", f"{tflops:.3f}", f"{tflops / peak:.0%}"]
+
+
+def measure_ours(
+    network: main.Network, data: main.Dataset, recipe: main.Recipe, hardware: main.Hardware
+) -> Row:
+    speed = our_speed(network, data, recipe, hardware)
+    flops = step_flops(network, data, recipe)
+    return Row(f"ours, {network.title}", speed, flops, data_seconds(data, recipe, hardware))
+
+
+def measure_usual(
+    network: main.Network, data: main.Dataset, recipe: main.Recipe, device: torch.device
+) -> Row:
+    speed = usual_speed(network, data, device)
+    return Row(f"usual, {network.title}", speed, step_flops(network, data, recipe), None)
+
+
 def run(settings: main.Settings) -> None:
-    main.prepare_process()
-    hardware = main.choose_hardware(settings)
-    data = main.load_data(settings)
-    data = dataclasses.replace(data, train=data.train.select(torch.arange(min(IMAGES, len(data.train.labels)))))
-    fixed = dataclasses.replace(settings, crop_epochs=0.0)  # all that the usual network can take
-    schedule = {"usual": fixed, "usual_se": fixed, "baseline": settings, "se_attention": settings}
-    main.NETWORKS.update(usual=UsualCNN, usual_se=UsualSECNN)
-    print(f"{hardware.description}, {hardware.precision}, PyTorch {torch.__version__}; takes some minutes", flush=True)
+    hardware = main.prepare_machine(settings)
+    data = few_images(main.load_data(settings), settings.recipe)
+    whole_images = dataclasses.replace(settings.recipe, crop_epochs=0.0)  # as the usual network's
+    where = f"{hardware.description}, {hardware.precision}, PyTorch {torch.__version__}"
+    print(f"{where}; takes some minutes", flush=True)
 
     peak = matrix_peak(hardware)
-    ours = {n: our_speed(n, data, schedule[n], hardware) for n in schedule}
+    same = [measure_ours(n, data, whole_images, hardware) for n in USUAL_NETWORKS]
+    ours = [measure_ours(n, data, settings.recipe, hardware) for n in main.NETWORKS]
     peak = max(peak, matrix_peak(hardware))
-    if hardware.device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated() / 2**30
-    else:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    usual = {
-        n: usual_speed(network, data, hardware.device) for n, network in (("usual", UsualCNN), ("usual_se", UsualSECNN))
-    }
+    memory = peak_memory(hardware.device)
+    usual = [measure_usual(n, data, whole_images, hardware.device) for n in USUAL_NETWORKS]
 
-    def minutes(train: float, evaluate: float) -> float:
-        """Fifteen epochs of 45,000 + 5,000 images."""
-        return 15 * (45_000 / train + 5_000 / evaluate) / 60
-
-    preparation = {n: data_seconds(data, schedule[n], hardware) for n in schedule}
     print("\n| pipeline, network | images/s | 15 epochs, min | data | TFLOP/s | of peak |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    rows = [(f"usual, {main.NETWORKS[n].title}", n, usual[n], False) for n in usual]
-    rows += [
-        (f"ours, {main.NETWORKS[n].title}", n, ours[n], True) for n in ("usual", "usual_se", "baseline", "se_attention")
-    ]
-    for title, network, speed, own in rows:
-        tflops = step_flops(network, data, schedule[network]) * speed[0] / 1e12
-        share = f"{preparation[network] * speed[0]:.1%}" if own else ""
-        of_peak = f"{tflops / peak:.0%}" if own else ""
-        print(f"| {title} | {speed[0]:,.0f} | {minutes(*speed):.2f} | {share} | {tflops:.3f} | {of_peak} |")
-    both = {name: sum(minutes(*part[n]) for n in names) for name, part, names in (
-        ("usual", usual, ("usual", "usual_se")), ("ours", ours, ("baseline", "se_attention")),
-    )}  # fmt: skip
-    print(f"\nboth trainings, ours over the usual pipeline's: {both['ours'] / both['usual']:.2f}")
-    for n in usual:
-        print(f"{main.NETWORKS[n].title}, our loop over its own: {ours[n][0] / usual[n][0]:.1f} x")
+    for row in (*usual, *same, *ours):
+        print("|", " | ".join(row.cells(peak)), "|")
+
+    ratio = sum(row.speed.minutes() for row in ours) / sum(row.speed.minutes() for row in usual)
+    print(f"\nboth trainings, ours over the usual pipeline's: {ratio:.2f}")
+    for network, row, usual_row in zip(USUAL_NETWORKS, same, usual, strict=True):
+        faster = row.speed.training / usual_row.speed.training
+        print(f"{network.title}, our loop over its own: {faster:.1f} x")
     print(f"peak of a large matrix product in {hardware.precision}: {peak:.2f} TFLOP/s")
-    print(f"peak {'GPU' if hardware.device.type == 'cuda' else 'resident'} memory, ours: {memory:.2f} GiB")
+    kind = "GPU" if hardware.device.type == "cuda" else "resident"
+    print(f"peak {kind} memory, ours: {memory:.2f} GiB")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
-"""What the README and the report promise: commands that run as written, a paper that compiles whatever was found."""
+"""What the README and the report promise.
 
-import json
+Commands run as written; the paper compiles, and its text is right, whatever was found.
+"""
+
+import dataclasses
+import math
 import os
 import re
 import shutil
@@ -8,13 +12,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import STRESS, tiny
+import torch
+from conftest import STRESS, comparison, tiny
 
 import main
 
 ROOT = Path(__file__).parents[1]
-SMALL = "--dataset shapes --shapes-train 300 --shapes-test 100 --epochs 2 --batch-size 64 --widths 16 16 32"
-SMALL += f" --data-dir nothing_here {' '.join(STRESS)}"
+SMALL = "--dataset shapes --shapes-train 300 --shapes-test 100 --epochs 2 --batch-size 64"
+SMALL += f" --widths 16 16 32 --data-dir nothing_here {' '.join(STRESS)}"
 
 
 def commands():
@@ -33,19 +38,33 @@ def test_the_readmes_commands_run_in_a_fresh_clone(tmp_path):
     if not shutil.which("latexmk"):
         script = re.sub(r"^latexmk.*\n", "", script, flags=re.MULTILINE)
     clean = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}
-    done = subprocess.run(["bash", "-c", script], cwd=tmp_path / "clone", env=clean, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path / "clone", env=clean, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     if shutil.which("latexmk"):
-        assert all((tmp_path / "clone" / name).stat().st_size > 100_000 for name in ("report.pdf", "shapes.pdf"))
+        assert all(
+            (tmp_path / "clone" / name).stat().st_size > 100_000
+            for name in ("report.pdf", "shapes.pdf")
+        )
 
 
 def test_the_readme_names_every_option():
     text = (ROOT / "README.md").read_text()
     named = set(re.findall(r"--([a-z][a-z-]+)", text))
-    options = {name.replace("_", "-") for name in main.Settings.__dataclass_fields__}
+    options = {name.replace("_", "-") for name in main.settings_by_flag(main.Settings())}
     assert named - options <= {"help", "nproc-per-node", "nnodes", "index-url"}
-    assert {"seeds", "stress", "data-dir", "output-dir", "device", "precision", "retrain", "mirror"} <= named
+    assert {
+        "seeds",
+        "stress",
+        "data-dir",
+        "output-dir",
+        "device",
+        "precision",
+        "retrain",
+        "mirror",
+    } <= named
 
 
 def test_the_readmes_pictures_are_small():
@@ -57,7 +76,7 @@ def test_the_readmes_pictures_are_small():
 
 
 def compile_report(folder, run):
-    """Compile a copy of the report from a run's output: its text, its log and its number of pages."""
+    """Compile a copy of the report from a run's output: its text, log and number of pages."""
     if not (shutil.which("latexmk") and shutil.which("pdftotext")):
         pytest.skip("latexmk or pdftotext is not installed")
     shutil.copy(ROOT / "report.tex", folder)
@@ -71,7 +90,11 @@ def compile_report(folder, run):
     text = subprocess.run(
         ["pdftotext", "-layout", "report.pdf", "-"], cwd=folder, capture_output=True, text=True
     ).stdout
-    return " ".join(text.split()), log, int(re.search(r"Output written on report\.pdf \((\d+) pages", log)[1])
+    return (
+        " ".join(text.split()),
+        log,
+        int(re.search(r"Output written on report\.pdf \((\d+) pages", log)[1]),
+    )
 
 
 def assert_clean(log):
@@ -84,34 +107,124 @@ def test_the_report_compiles_clean(tiny_run, tmp_path):
     text, log, pages = compile_report(tmp_path, tiny_run)
     assert_clean(log)
     assert 6 <= pages <= 10
-    found = json.loads((tiny_run / "results" / "comparison.json").read_text())
-    assert f"{found['networks']['baseline']['accuracy']:.2f}" in text
-    assert "Shapes" in text and "They are drawn by main.py itself" in text and "CIFAR-10 for" not in text
+    accuracy = comparison(tiny_run)["networks"]["baseline"]["accuracy"]["overall"]["value"]
+    assert f"{accuracy:.2f}" in text
+    assert (
+        "Shapes" in text
+        and "They are drawn by main.py itself" in text
+        and "CIFAR-10 for" not in text
+    )
     assert "one seed can’t speak for the architecture" in text
 
 
-class Blind(main.BaselineCNN):
+class Blind(main.SmallCNN):
+    """A network that sees nothing: its classifier is given zeros."""
+
     def classify(self, features):
-        return self.classifier(0 * features.mean((2, 3)))
+        return super().classify(0 * features)
 
 
-@pytest.mark.parametrize(("verdict", "seeds"), [("worse than", 1), ("not distinguishable from", 1), ("better than", 2)])
-def test_the_reports_text_is_right_whichever_way_it_fell(tmp_path, monkeypatch, verdict, seeds):
-    """SE blocks that shut every gate, that leave all as it is, and beside a Baseline that sees nothing."""
-    if verdict.startswith("better"):
-        monkeypatch.setitem(main.NETWORKS, "baseline", Blind)
-    else:
-        monkeypatch.setattr(main.SEBlock, "forward", lambda block, x: x * (0 if verdict.startswith("worse") else 1))
-    more = ["--epochs", "4", "--shapes-train", "1000", "--shapes-test", "200", "--seeds", str(seeds)]
+class Shut(main.SEBlock):
+    """A block that lets nothing through."""
+
+    def forward(self, activations):
+        return 0 * activations
+
+
+class Idle(main.SEBlock):
+    """A block that leaves all as it is, so that both networks are the same."""
+
+    def forward(self, activations):
+        return activations
+
+
+def blind(recipe, classes):
+    return Blind(recipe, classes, main.nn.Identity)
+
+
+BASELINE, SE = main.NETWORKS[:2]
+VERDICTS = [
+    (main.Verdict.WORSE, 1, [BASELINE, dataclasses.replace(SE, build=main.with_attention(Shut))]),
+    (
+        main.Verdict.UNDECIDED,
+        1,
+        [BASELINE, dataclasses.replace(SE, build=main.with_attention(Idle))],
+    ),
+    (main.Verdict.BETTER, 2, [dataclasses.replace(BASELINE, build=blind), SE]),
+]
+
+
+@pytest.mark.parametrize(("verdict", "seeds", "networks"), VERDICTS)
+def test_the_reports_text_is_right_whichever_way_it_fell(
+    tmp_path, monkeypatch, verdict, seeds, networks
+):
+    monkeypatch.setattr(main, "NETWORKS", networks)
+    more = [
+        "--epochs",
+        "4",
+        "--shapes-train",
+        "1000",
+        "--shapes-test",
+        "200",
+        "--seeds",
+        str(seeds),
+    ]
     main.main(tiny(tmp_path / "run", *more, "--level", "0.2"))  # two seeds are few for a t test
     text, log, _ = compile_report(tmp_path, tmp_path / "run")
     assert_clean(log)
-    assert f"SE-Attention CNN is {verdict} Baseline CNN" in text
-    assert ("Baseline CNN: −" in text) == (verdict == "worse than")  # a minus sign, not a hyphen
-    for other in {"worse than", "not distinguishable from", "better than"} - {verdict}:
+    assert f"SE-Attention CNN is {verdict} " in text
+    assert ("Baseline CNN: −" in text) == (
+        verdict is main.Verdict.WORSE
+    )  # a minus sign, not a hyphen
+    for other in set(main.Verdict) - {verdict}:
         assert f"CNN is {other}" not in text
-    assert ("one seed can’t speak" in text) == (seeds == 1) and ("Resampling both seeds" in text) == (seeds == 2)
-    assert "Stress tests" not in text and "What the SE blocks learnt" not in text
+    assert ("one seed can’t speak" in text) == (seeds == 1) and (
+        "Resampling both seeds" in text
+    ) == (seeds == 2)
+    assert "Stress tests" not in text and "What the attention learnt" not in text
+
+
+class ECABlock(main.ChannelAttention):
+    """Efficient Channel Attention (Wang et al., CVPR 2020): a convolution over channels' means."""
+
+    def __init__(self, channels, recipe):
+        super().__init__()
+        size = (
+            int((math.log2(channels) + 1) / 2) // 2 * 2 + 1
+        )  # the odd number at or above section 3.2's
+        self.mix = torch.nn.Conv1d(1, 1, size, padding=size // 2, bias=False)
+
+    def gate_logits(self, channel_means):
+        return self.mix(channel_means[:, None])[:, 0]
+
+
+def test_a_third_network_is_a_class_and_a_line(tmp_path, monkeypatch):
+    """It goes through training, stress tests, tables and figures to the paper; with two seeds, so
+    that all sections show."""
+    eca = main.Network(
+        "eca", "ECA", "#DDAA33", "^", main.with_attention(ECABlock), "ECA after each stage"
+    )
+    monkeypatch.setattr(main, "NETWORKS", [*main.NETWORKS, eca])
+    main.main(tiny(tmp_path / "run", *STRESS, "--seeds", "2"))
+    found = comparison(tmp_path / "run")
+    assert set(found["networks"]) == set(found["stress"]) == {"baseline", "se_attention", "eca"}
+    assert set(found["verdicts"]) == set(found["compared_with_first"]) == {"se_attention", "eca"}
+    assert found["stress"]["eca"]["gate_share_stage_3"] >= 0
+    for name in ("models/eca_model_seed43.pth", "plots/eca_curves.png",
+                 "plots/confusion_matrix_eca.pdf",
+                 "gradcam/eca/disc_1.png", "results/eca_classwise_accuracy.json"):  # fmt: skip
+        assert (tmp_path / "run" / name).stat().st_size > 100
+    summary = (tmp_path / "run" / "results" / "summary.md").read_text()
+    assert "ECA CNN is" in summary and "SE-Attention CNN is" in summary
+    text, log, _ = compile_report(tmp_path, tmp_path / "run")
+    assert_clean(log)
+    assert "ECA has ECA after each stage" in text
+    for value in (
+        found["stress"]["eca"]["corrupted_accuracy"],
+        found["stress"]["eca"]["pgd_accuracy_8"],
+    ):
+        assert f"{value:.2f}" in text
+    assert f"{found['networks']['eca']['parameters']:,}" in text
 
 
 def test_the_report_says_what_to_run_and_compiles_when_that_is_done(tiny_run, tmp_path):
@@ -119,7 +232,10 @@ def test_the_report_says_what_to_run_and_compiles_when_that_is_done(tiny_run, tm
     if not shutil.which("latexmk"):
         pytest.skip("latexmk is not installed")
     shutil.copy(ROOT / "report.tex", tmp_path)
-    for job, run, more in (("report", "output", []), ("shapes", "output/shapes", ["-jobname=shapes"])):
+    for job, run, more in (
+        ("report", "output", []),
+        ("shapes", "output/shapes", ["-jobname=shapes"]),
+    ):
         command = ["latexmk", "-pdf", "-interaction=nonstopmode", *more, "report.tex"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode != 0 and 'run "python main.py" first' in done.stdout

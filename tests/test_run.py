@@ -2,79 +2,79 @@
 
 import hashlib
 import json
+import re
 
 import cv2
 import pytest
 import torch
-from conftest import STRESS, tiny
+from conftest import STRESS, comparison, fingerprint, tiny, weights
 
 import main
 
-EXPLAINED = {"cifar10": ("cat", "dog", "bird", "airplane", "ship"), "shapes": tuple(main.SHAPES)[:5]}
+
+def promised_files(dataset):
+    """Every file of the README's table, its patterns filled in for this dataset."""
+    explained = {
+        "cifar10": ("cat", "dog", "bird", "airplane", "ship"),
+        "shapes": tuple(main.SHAPES)[:5],
+    }
+    text = (main.Path(main.__file__).parent / "README.md").read_text()
+    table = text[text.index("| file in `output/`") : text.index("Each figure in `plots/`")]
+    names = re.findall(r"`((?:models|results|plots|gradcam)/[^`]+)`", table)
+    for name in names:
+        for network in main.NETWORKS if "<network>" in name else (None,):
+            filled = name.replace("<network>", network.key) if network else name
+            for label in explained[dataset] if "<class>" in name else ("",):
+                for i in "12" if "<i>" in name else "1":
+                    yield filled.replace("<class>", label).replace("<i>", i)
 
 
-def tree(dataset):
-    """Every file that a run promises."""
-    names = [f"{name}_{i}" for name in EXPLAINED[dataset] for i in (1, 2)]
-    yield from ("models/baseline_model.pth", "models/se_attention_model.pth")
-    yield from ("results/baseline_classwise_accuracy.json", "results/se_attention_classwise_accuracy.json")
-    yield from ("results/comparison.json", "results/summary.md", "results/report_values.tex", "results/robustness.json")
-    charts = ["baseline_curves", "se_attention_curves", "accuracy_comparison", "seeds", "robustness", "attacks"]
-    charts += ["confusion_matrix_baseline", "confusion_matrix_se_attention", "reliability", "deletion_insertion"]
-    yield from (f"plots/{chart}.{kind}" for chart in [*charts, "excitation"] for kind in ("png", "pdf"))
-    yield from (
-        f"plots/{name}.png" for name in ("failure_cases", "corruptions", *(f"gradcam_{name}" for name in names))
-    )
-    yield from (f"gradcam/{n}/{name}.png" for n in main.NETWORKS for name in names)
-
-
-def assert_tree(output, dataset):
-    expected = set(tree(dataset))
-    assert {str(path.relative_to(output)) for path in output.rglob("[!.]*") if path.is_file()} == expected
+def assert_promised_files(output, dataset, but=()):
+    expected = set(promised_files(dataset)) - set(but)
+    expected |= {name.replace(".png", ".pdf") for name in expected if name.startswith("plots/")}
+    assert {
+        str(path.relative_to(output)) for path in output.rglob("[!.]*") if path.is_file()
+    } == expected
     for name in expected:
         if name.endswith(".png"):
             picture = cv2.imread(str(output / name))
             assert picture is not None and picture.shape[0] >= 256 and picture.std() > 5, name
 
 
-def numbers(output):
-    """comparison.json without the timings."""
-
-    def strip(value):
-        if isinstance(value, dict):
-            return {k: strip(v) for k, v in value.items() if k not in ("seconds", "retrain")}
-        return [strip(v) for v in value] if isinstance(value, list) else value
-
-    return strip(json.loads((output / "results" / "comparison.json").read_text()))
-
-
-def weights(output, network):
-    return torch.load(output / "models" / f"{network}_model.pth", weights_only=True)["state_dict"]
-
-
-def test_a_run_leaves_the_whole_tree(tiny_run):
-    assert_tree(tiny_run, "shapes")
+def test_a_run_leaves_what_the_readme_promises(tiny_run):
+    assert_promised_files(tiny_run, "shapes")
     accuracy = json.loads((tiny_run / "results" / "baseline_classwise_accuracy.json").read_text())
-    assert list(accuracy) == list(main.SHAPES) and all(0 <= value <= 100 for value in accuracy.values())
-    comparison = json.loads((tiny_run / "results" / "comparison.json").read_text())
-    for network in comparison["networks"].values():
+    assert list(accuracy) == list(main.SHAPES) and all(
+        0 <= value <= 100 for value in accuracy.values()
+    )
+    for network in comparison(tiny_run)["networks"].values():
         (run,) = network["runs"]
         assert run["seed"] == 42 and sum(map(sum, run["confusion_matrix"])) == 100
         assert len(run["history"]) == 2
         assert run["seconds"] == sum(epoch["seconds"] for epoch in run["history"])
-        assert network["accuracy"] == pytest.approx(sum(network["class_accuracy"].values()) / 10)
+        mean = sum(interval["value"] for interval in network["accuracy"]["by_class"].values()) / 10
+        assert network["accuracy"]["overall"]["value"] == pytest.approx(mean)
+
+
+def test_every_measurement_is_in_the_summary_and_in_the_numbers(tiny_run):
+    """A row of the summary for each, its label and digits those of the metric."""
     summary = (tiny_run / "results" / "summary.md").read_text()
-    assert "| Overall" in summary and "| PGD, 8/255: accuracy (%)" in summary
+    found = comparison(tiny_run)["stress"]
+    rows = [line for line in summary.splitlines() if line.startswith("|")]
+    assert set(found) == {network.key for network in main.NETWORKS}
+    assert sum(line.startswith("| PGD, 8/255: accuracy (%) ") for line in rows) == 1
+    numbers = {f"{value:.2f}" for value in found["se_attention"].values()}
+    numbers |= {f"{value:.3f}" for value in found["se_attention"].values()}
+    table = rows[rows.index(next(line for line in rows if line.startswith("| Stress test"))) + 2 :]
+    assert len(table) == len(found["se_attention"]) > 30
+    assert all(line.split("|")[3].strip() in numbers for line in table)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_two_runs_give_the_same_bits(tmp_path, precision):
     for name in ("a", "b"):
         main.main(tiny(tmp_path / name, "--precision", precision))
-    for network in main.NETWORKS:
-        ours, theirs = (weights(tmp_path / name, network) for name in ("a", "b"))
-        assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
-    assert numbers(tmp_path / "a") == numbers(tmp_path / "b")
+    assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
 
 
 def test_another_seed_gives_other_weights(tiny_run, tmp_path):
@@ -84,53 +84,62 @@ def test_another_seed_gives_other_weights(tiny_run, tmp_path):
 
 
 def test_a_rerun_trains_nothing_and_redraws(tiny_run, monkeypatch):
-    before = numbers(tiny_run)
+    before = fingerprint(tiny_run)
     curves = tiny_run / "plots" / "baseline_curves.png"
     old = curves.read_bytes()
     curves.unlink()
-    monkeypatch.setattr(main, "train", None)  # calling it would fail
+    monkeypatch.setattr(main, "train_network", None)  # calling it would fail
     stress = (tiny_run / "results" / "robustness.json").read_bytes()
     main.main(tiny(tiny_run, *STRESS))
     assert (tiny_run / "results" / "robustness.json").read_bytes() == stress
     assert curves.read_bytes() == old
-    assert numbers(tiny_run) == before
-    assert_tree(tiny_run, "shapes")
+    assert fingerprint(tiny_run) == before
+    assert_promised_files(tiny_run, "shapes")
 
 
 def test_image_counts_are_those_of_the_split(tmp_path):
-    main.main(tiny(tmp_path, "--shapes-train", "305", "--epochs", "1"))  # a tenth of 305 is no whole number
+    main.main(
+        tiny(tmp_path, "--shapes-train", "305", "--epochs", "1")
+    )  # a tenth of 305 is no whole number
     settings = main.parse_settings(tiny(tmp_path, "--shapes-train", "305"))
-    train, validation = main.split_train(main.load_data(settings).train.labels, settings)
-    found = {"train": len(train), "validation": len(validation), "test": 100, "stressed": 0}
-    assert numbers(tmp_path)["images"] == found
+    split = main.load_data(settings).splits[42]
+    found = {
+        "train": len(split.training),
+        "validation": len(split.validation),
+        "test": 100,
+        "stressed": 0,
+    }
+    assert comparison(tmp_path)["images"] == found
 
 
-def test_retrain_trains_again(tiny_run, tmp_path, monkeypatch):
-    calls = []
-    real = main.train
-    monkeypatch.setattr(main, "train", lambda *a: calls.append(a[0]) or real(*a))
+def test_retrain_trains_again(tiny_run, monkeypatch):
+    trained = []
+    real = main.train_network
+    monkeypatch.setattr(
+        main, "train_network", lambda job, *more: trained.append(job.network) or real(job, *more)
+    )
     before = weights(tiny_run, "baseline")
-    main.main(tiny(tiny_run, "--retrain"))
-    assert sorted(calls) == sorted(main.NETWORKS)
-    assert all(torch.equal(value, before[key]) for key, value in weights(tiny_run, "baseline").items())
+    main.main(tiny(tiny_run, "--retrain", *STRESS))
+    assert trained == main.NETWORKS
+    assert all(
+        torch.equal(value, before[key]) for key, value in weights(tiny_run, "baseline").items()
+    )
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        ["--epochs", "3"],
-        ["--seed", "7"],
-        ["--widths", "16", "16", "16"],
-        ["--shapes-train", "400"],
-        ["--reduction", "2"],
-    ],
+    "change", ["--epochs 3", "--seed 7", "--widths 16 16 16", "--shapes-train 400", "--reduction 2"]
 )
 def test_weights_of_other_settings_are_refused(tiny_run, change):
     before = (tiny_run / "models" / "baseline_model.pth").read_bytes()
     with pytest.raises(SystemExit) as ended:
-        main.main(tiny(tiny_run, *change))
+        main.main(tiny(tiny_run, *change.split()))
     message = str(ended.value)
-    for part in (change[0].strip("-").replace("-", "_"), "_model.pth", "--retrain", "--output-dir"):
+    for part in (
+        change.split()[0].strip("-").replace("-", "_"),
+        "_model.pth",
+        "--retrain",
+        "--output-dir",
+    ):
         assert part in message
     assert "\n" not in message
     assert (tiny_run / "models" / "baseline_model.pth").read_bytes() == before
@@ -144,7 +153,7 @@ def test_an_asked_precision_is_not_answered_with_anothers_weights(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", None])
-def test_foreign_weights_end_in_one_line(tiny_run, tmp_path, content):
+def test_foreign_weights_end_in_one_line(tmp_path, content):
     models = tmp_path / "models"
     models.mkdir()
     if content is None:
@@ -154,6 +163,18 @@ def test_foreign_weights_end_in_one_line(tiny_run, tmp_path, content):
     with pytest.raises(SystemExit) as ended:
         main.main(tiny(tmp_path))
     assert "baseline_model.pth" in str(ended.value) and "\n" not in str(ended.value)
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"settings": 3, "history": []}, {"settings": {}, "history": [7]}, [1, 2]]
+)
+def test_sealed_files_of_another_kind_end_in_one_line(tmp_path, content):
+    """Whole and with the right digest, but not what this program writes."""
+    main.write_tensors(tmp_path / "models" / "baseline_model.pth", content)
+    with pytest.raises(
+        SystemExit, match=r"baseline_model\.pth does not hold this network's weights"
+    ):
+        main.main(tiny(tmp_path))
 
 
 class Malicious:
@@ -185,15 +206,17 @@ def test_swapped_weights_are_refused(tiny_run, tmp_path):
 
 
 def test_shapes_are_learnt(trained):
-    _, hardware, data, models = trained
-    for model in models.values():
-        assert main.accuracy_of(model, data.test, hardware) > 90
+    _, hardware, data, networks = trained
+    for one in networks.values():
+        assert main.accuracy_of(one.model, data.test, hardware) > 90
 
 
 def test_a_run_on_real_cifar10(cifar10_dir, tmp_path):
     small = ["--data-dir", cifar10_dir, "--output-dir", str(tmp_path), "--epochs", "1", *STRESS]
     main.main([*small, "--stem", "4", "--widths", "16", "32", "32"])
-    assert_tree(tmp_path, "cifar10")
-    found = numbers(tmp_path)
+    assert_promised_files(tmp_path, "cifar10")
+    found = comparison(tmp_path)
     assert found["images"] == {"train": 45000, "validation": 5000, "test": 10000, "stressed": 50}
-    assert all(35 < network["accuracy"] < 80 for network in found["networks"].values())
+    assert all(
+        35 < network["accuracy"]["overall"]["value"] < 80 for network in found["networks"].values()
+    )

@@ -1,0 +1,173 @@
+"""Figures and tables: that they say what was found, and nothing lies on anything else."""
+
+import dataclasses
+import io
+import itertools
+
+import matplotlib
+import numpy as np
+import pytest
+from conftest import STRESS, tiny
+
+import main
+
+
+@pytest.fixture(scope="module")
+def results(tiny_run):
+    """What a tiny run found, caught on its way to the files."""
+    caught = []
+    patch = pytest.MonkeyPatch()
+    patch.setattr(main, "write_numbers", lambda results, folder: caught.append(results))
+    patch.setattr(main, "save_figures", lambda *_: None)
+    patch.setattr(main, "write_report", lambda *_: None)
+    main.main(tiny(tiny_run, *STRESS))
+    patch.undo()
+    return caught[0]
+
+
+@pytest.fixture
+def style():
+    with main.figure_style():
+        yield
+
+
+def test_every_figure_can_be_drawn_and_has_a_name_of_its_own(results, style):
+    drawn = list(main.all_figures(results))
+    names = [name for name, _ in drawn]
+    assert len(names) == len(set(names)) > 20
+    for name, plot in drawn:
+        plot().savefig(io.BytesIO(), format="png", dpi=20), name
+
+
+def test_a_figure_is_the_same_whatever_its_reader_has_set(results):
+    """Settings of matplotlib that turn pictures upside down or draw other lines are left out."""
+    pictures = []
+    for settings in (
+        {},
+        {"image.origin": "lower", "lines.linestyle": ":", "font.size": 30, "axes.grid": False},
+    ):
+        with matplotlib.rc_context(settings), main.figure_style():
+            buffer = io.BytesIO()
+            main.plot_failures(results).savefig(buffer, format="raw", dpi=50)
+            main.plot_attacks(results, results.stress).savefig(buffer, format="raw", dpi=50)
+            pictures.append(buffer.getvalue())
+    assert pictures[0] == pictures[1]
+
+
+def test_curves_show_the_numbers(results, style):
+    figure = main.plot_attacks(results, results.stress)
+    left, right = figure.axes
+    for line, one in zip(right.lines, results.stress.networks, strict=True):
+        np.testing.assert_array_equal(line.get_xdata(), (0, *one.attacks.epsilons))
+        np.testing.assert_array_equal(line.get_ydata(), [one.attacks.clean[0], *one.attacks.pgd[0]])
+        assert line.get_color() == one.network.colour and line.get_marker() == one.network.marker
+    assert len(left.lines) == len(results.networks)
+
+
+def test_several_seeds_are_drawn_as_mean_and_range(results, style):
+    figure = main.new_figure(2)
+    axes = figure.subplots()
+    by_seed = np.array([[1.0, 2.0], [3.0, 6.0]])
+    main.plot_mean_and_range(axes, [0, 1], by_seed, results.networks[0].network)
+    assert axes.lines[0].get_ydata().tolist() == [2, 4]
+    outline = axes.collections[0].get_paths()[0].vertices
+    assert {tuple(corner) for corner in outline.tolist()} == {(0, 1), (0, 3), (1, 2), (1, 6)}
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+@pytest.mark.parametrize("networks", [2, 3])
+def test_headings_of_pictures_stay_in_their_part(style, count, networks):
+    picture = main.Picture(np.zeros((32, 32, 3), np.uint8), "true class:\nautomobile")
+    block = main.PictureBlock(
+        "SE-Attention: most confident mistakes", [[picture] * count] * min(2, count)
+    )
+    lines = [[block, block], [block][: networks - 2], [block, block]]
+    figure = main.plot_pictures([line for line in lines if line], heat_scale=True)
+    figure.draw_without_rendering()
+    for k, part in enumerate(figure.subfigs):
+        scales = [axes for axes in part.axes if axes.get_ylabel()]
+        if part._suptitle is None:  # beside the odd block
+            assert networks == 3 and not part.axes
+            continue
+        box = part._suptitle.get_window_extent()
+        assert part.bbox.x0 <= box.x0 and box.x1 <= part.bbox.x1
+        assert len(scales) == (
+            count > 0 and k % 2 == 1
+        )  # at the right of full lines, and none without heatmaps
+
+
+def test_numbers_in_matrices_do_not_touch(results, style):
+    """Not even the widest."""
+    full = []
+    for one in results.stress.networks:
+        accuracy = np.full_like(one.corruptions.accuracy, 100)
+        full.append(
+            dataclasses.replace(
+                one, corruptions=dataclasses.replace(one.corruptions, accuracy=accuracy)
+            )
+        )
+    figure = main.plot_robustness(
+        results, dataclasses.replace(results.stress, networks=tuple(full))
+    )
+    figure.draw_without_rendering()
+    (part,) = figure.subfigs
+    for axes in part.axes[:2]:
+        boxes = [text.get_window_extent() for text in axes.texts[:5]]
+        assert len(boxes) == 5 and all(a.x1 + 1 < b.x0 for a, b in itertools.pairwise(boxes))
+
+
+def test_a_perfect_network_is_drawn(results, style):
+    """Wilson's upper bound of a perfect network, rounded, lies below its accuracy."""
+    rounded = main.Interval(100.0, 99.0, 100.0 - 1e-9)
+    perfect = main.AccuracyIntervals(rounded, (rounded,) * len(results.classes))
+    networks = [dataclasses.replace(one, accuracy=perfect) for one in results.networks]
+    figure = main.plot_accuracy(dataclasses.replace(results, networks=tuple(networks)))
+    assert len(figure.axes[0].containers) == len(networks)
+
+
+def test_images_are_named_by_the_class_that_they_show(results):
+    """Also where a class has fewer images than were asked for."""
+    chosen = results.explanation.chosen
+    assert [name for name, _ in main.named_images(results)][:3] == ["disc_1", "disc_2", "ring_1"]
+    fewer = dataclasses.replace(results.explanation, chosen=chosen[:1] + chosen[2:])
+    named = main.named_images(dataclasses.replace(results, explanation=fewer))
+    for name, image in named:
+        assert name.split("_")[0] == results.classes[image.label]
+
+
+def test_tables_print_numbers_in_their_digits(results):
+    texts = main.accuracy_table(results)
+    overall = results.comparisons[0].overall
+    assert texts.iloc[-1].tolist() == [
+        *(f"{one.accuracy.overall.value:.2f}" for one in results.networks),
+        f"{overall.difference.value:+.2f}", f"{overall.difference.low:+.2f}",
+        f"{overall.difference.high:+.2f}",
+        f"{overall.p_holm:.2g}",
+    ]  # fmt: skip
+    table = main.stress_table(results.stress)
+    measured = {m.metric.title(): m for m in main.measurements(results.stress.networks[1])}
+    assert list(table.index) == list(measured)
+    for title, measurement in measured.items():
+        assert (
+            table.loc[title, "SE-Attention"]
+            == f"{measurement.mean():.{measurement.metric.digits}f}"
+        )
+        percent_or_points = measurement.metric.unit != ""
+        assert measurement.metric.digits == 2 or not percent_or_points
+    assert (
+        table.loc[main.CORRUPTED_CHANGE.title(), "Baseline"] == ""
+    )  # the first network has none from itself
+
+
+def test_a_label_can_be_reworded_without_another_change(results, monkeypatch):
+    """Files keep their keys; only what people read is new."""
+    before = main.comparison_record(results)
+    reworded = dataclasses.replace(
+        main.CORRUPTED_ACCURACY, label="Accuracy 100 % free of fog & snow_"
+    )
+    monkeypatch.setattr(main, "CORRUPTED_ACCURACY", reworded)
+    assert main.comparison_record(results) == before
+    assert reworded.title() in main.markdown_table(main.stress_table(results.stress))
+    values = main.latex_values(results)
+    assert r"Accuracy 100\,\% free of fog \& snow\_ (\%)" in values
+    assert r"\csname val:stress/baseline/corrupted_accuracy\endcsname" in values
