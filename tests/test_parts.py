@@ -1,6 +1,7 @@
 """The parts of main.py, each against an independent reference."""
 
 import dataclasses
+import re
 import typing
 
 import numpy as np
@@ -49,6 +50,10 @@ def evaluation(logits, labels, network=BASELINE, model=None):
 # Settings
 
 
+def flag(name):
+    return name.replace("_", "-")
+
+
 def options(settings_class=main.Settings):
     """Name, help and default of every option, with all that its annotation says."""
     hints = typing.get_type_hints(settings_class, include_extras=True)
@@ -65,9 +70,10 @@ def test_help_lists_every_option_and_its_default(capsys):
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert ended.value.code == 0
     for name, default, _ in options():
-        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        option = text[text.index(f"--{name.replace('_', '-')} ") :]
-        assert f"(default: {shown})" in option[:250], name
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default or "''"
+        shown = default if default in (False, None) else shown
+        mentions = [text[found.start() :] for found in re.finditer(f"--{flag(name)} ", text)]
+        assert any(f"(default: {shown})" in mention[:250] for mention in mentions), name
 
 
 def test_every_number_has_a_range_and_every_default_lies_in_it():
@@ -319,10 +325,11 @@ def test_images_side_by_side_change_neither_answers_nor_gradients(monkeypatch, c
     assert seen[1] == x.shape  # evaluation joins nothing
     assert joined.shape == usual.shape and torch.equal(joined, usual)
     upstream = torch.randn_like(joined)
-    for a, b in zip(
-        *(torch.autograd.grad(y, (x, layer.weight), upstream) for y in (joined, usual)), strict=True
-    ):
-        assert (a - b).norm() < 0.005 * b.norm()
+    found = torch.autograd.grad(joined, (x, layer.weight), upstream)
+    inputs = [part.detach().bfloat16().double().requires_grad_() for part in (x, layer.weight)]
+    exact = torch.autograd.grad(real(*inputs, padding=1), inputs, upstream.double())
+    for gradient, reference in zip(found, exact, strict=True):
+        assert (gradient - reference).norm() < 0.01 * reference.norm()  # bfloat16 has 8 bits
 
 
 # Training

