@@ -65,6 +65,7 @@ import tyro
 from filelock import FileLock, Timeout
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from scipy.ndimage import correlate, gaussian_filter
 from sklearn.metrics import confusion_matrix
@@ -1165,6 +1166,12 @@ class EpochLog:
     validation_loss: float
     validation_accuracy: float
     seconds: float
+
+    def losses(self) -> tuple[float, float]:
+        return self.train_loss, self.validation_loss
+
+    def accuracies(self) -> tuple[float, float]:
+        return self.train_accuracy, self.validation_accuracy
 
 
 @dataclass
@@ -2735,6 +2742,7 @@ class NetworkStress:
 class StressResults:
     """The stress tests of all networks, and the image that shows the corruptions."""
 
+    classes: tuple[str, ...]
     networks: tuple[NetworkStress, ...]
     original: np.ndarray  # uint8 [32, 32, 3]
     corrupted: dict[str, np.ndarray]  # by corruption, at severity 3
@@ -2776,7 +2784,7 @@ def run_stress_tests(
                 gates=study_gates(first_model, images, len(data.classes), hardware),
             )
         )
-    return StressResults(tuple(results), corruptions.original, corruptions.examples)
+    return StressResults(data.classes, tuple(results), corruptions.original, corruptions.examples)
 
 
 # ---- 11. Results -------------------------------------------------------------------------------
@@ -3066,39 +3074,55 @@ def legend_above(figure: Figure, axes: Axes) -> None:
 
 
 def plot_training_curves(results: Results, of_network: NetworkResults) -> Figure:
-    """Loss and accuracy by epoch; the axes are those of all networks, to be held side by side."""
+    """Loss and accuracy by epoch, with the axes of all networks: to be held side by side."""
     figure = new_figure(0.34 * PAGE)
-    panels = (("loss", "loss"), ("accuracy", "accuracy (%)"))
-    lines = (("validation", "validation", "-"), ("train", "training (augmented)", "--"))
-    for axes, (quantity, title) in zip(figure.subplots(1, 2), panels, strict=True):
-        everything = []
-        for part, label, dashes in lines:
-            for other in results.networks:
-                histories = training_histories(other, f"{part}_{quantity}")
-                everything.append(histories.ravel())
-                if other is of_network:
-                    epochs = np.arange(1, histories.shape[1] + 1)
-                    name = f"{other.network.title} {label}"
-                    plot_mean_and_range(
-                        axes, epochs, histories, other.network, linestyle=dashes, label=name
-                    )
-        values = np.concatenate(everything)
-        margin = 0.05 * np.ptp(values)
-        axes.set(title=title, xlabel="epoch", ylim=(values.min() - margin, values.max() + margin))
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    legend_above(figure, axes)
+    left, right = figure.subplots(1, 2)
+    plot_history(left, of_network, lambda log: log.validation_loss, lambda log: log.train_loss)
+    plot_history(
+        right, of_network, lambda log: log.validation_accuracy, lambda log: log.train_accuracy
+    )
+    left.set(title="loss", ylim=history_limits(results, EpochLog.losses))
+    right.set(title="accuracy (%)", ylim=history_limits(results, EpochLog.accuracies))
+    legend_above(figure, right)
     return figure
 
 
-def training_histories(of_network: NetworkResults, quantity: str) -> np.ndarray:
-    """A field of `EpochLog` by seed and epoch: float64 [seeds, epochs]."""
-    by_seed = []
-    for run in of_network.runs:
-        by_seed.append([getattr(log, quantity) for log in run.trained.checkpoint.history])
-    return np.array(by_seed)
+def plot_history(
+    axes: Axes,
+    of_network: NetworkResults,
+    validation: Callable[[EpochLog], float],
+    training: Callable[[EpochLog], float],
+) -> None:
+    """Two quantities of each epoch, mean and range of all seeds."""
+    network = of_network.network
+    for quantity, label, dashes in (
+        (validation, "validation", "-"),
+        (training, "training (augmented)", "--"),
+    ):
+        by_seed = []
+        for run in of_network.runs:
+            by_seed.append([quantity(log) for log in run.trained.checkpoint.history])
+        epochs = range(1, len(by_seed[0]) + 1)
+        label = f"{network.title} {label}"
+        plot_mean_and_range(axes, epochs, np.array(by_seed), network, linestyle=dashes, label=label)
+    axes.set(xlabel="epoch")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
 
 
-def plot_attacks(results: Results, stress: StressResults) -> Figure:
+def history_limits(
+    results: Results, values_of: Callable[[EpochLog], tuple[float, float]]
+) -> tuple[float, float]:
+    """The range of all networks' epochs, with a margin."""
+    values: list[float] = []
+    for of_network in results.networks:
+        for run in of_network.runs:
+            for log in run.trained.checkpoint.history:
+                values.extend(values_of(log))
+    margin = 0.05 * (max(values) - min(values))
+    return min(values) - margin, max(values) + margin
+
+
+def plot_attacks(stress: StressResults) -> Figure:
     figure = new_figure(0.34 * PAGE)
     left, right = figure.subplots(1, 2)
     for of_network in stress.networks:
@@ -3117,7 +3141,7 @@ def plot_attacks(results: Results, stress: StressResults) -> Figure:
     return figure
 
 
-def plot_reliability(results: Results, stress: StressResults) -> Figure:
+def plot_reliability(stress: StressResults) -> Figure:
     """Of the first seed, since the bins of others lie elsewhere. Calibrated is the diagonal."""
     figure = new_figure(0.34 * PAGE)
     left, right = figure.subplots(1, 2)
@@ -3134,7 +3158,7 @@ def plot_reliability(results: Results, stress: StressResults) -> Figure:
     return figure
 
 
-def plot_deletion_insertion(results: Results, stress: StressResults) -> Figure:
+def plot_deletion_insertion(stress: StressResults) -> Figure:
     figure = new_figure(0.34 * PAGE)
     left, right = figure.subplots(1, 2)
     for of_network in stress.networks:
@@ -3276,7 +3300,7 @@ def plot_matrices(rows: Sequence[Sequence[MatrixPanel]], xlabel: str) -> Figure:
     return figure
 
 
-def plot_robustness(results: Results, stress: StressResults) -> Figure:
+def plot_robustness(stress: StressResults) -> Figure:
     """Accuracy by corruption and severity, mean over seeds, and its change from the first."""
     tables = []
     for of_network in stress.networks:
@@ -3298,7 +3322,7 @@ def plot_robustness(results: Results, stress: StressResults) -> Figure:
     return plot_matrices([accuracies, changes], xlabel="severity")
 
 
-def plot_excitation(results: Results, stress: StressResults) -> Figure | None:
+def plot_excitation(stress: StressResults) -> Figure | None:
     """The gates' means by class and channel, a row for each network that has gates."""
     rows = []
     for of_network in stress.networks:
@@ -3307,7 +3331,7 @@ def plot_excitation(results: Results, stress: StressResults) -> Figure | None:
         panels = []
         for k, means in enumerate(of_network.gates.mean_by_class, start=1):
             title = f"{of_network.network.title}, stage {k}"
-            table = pd.DataFrame(means, results.classes)
+            table = pd.DataFrame(means, stress.classes)
             panels.append(MatrixPanel(title, table, "mean excitation", EXCITATION))
         rows.append(panels)
     return plot_matrices(rows, xlabel="channel") if rows else None
@@ -3375,7 +3399,7 @@ def plot_failures(results: Results) -> Figure:
     return plot_pictures(lines, heat_scale=True)
 
 
-def plot_corruptions(results: Results, stress: StressResults) -> Figure:
+def plot_corruptions(stress: StressResults) -> Figure:
     """One test image under every corruption."""
     pictures = [Picture(stress.original, "original")]
     for name, pixels in stress.corrupted.items():
@@ -3438,7 +3462,7 @@ NETWORK_FIGURES: dict[str, Callable[[Results, NetworkResults], Figure]] = {
     "{}_curves": plot_training_curves,
     "confusion_matrix_{}": plot_confusion,
 }
-STRESS_FIGURES: dict[str, Callable[[Results, StressResults], Figure | None]] = {
+STRESS_FIGURES: dict[str, Callable[[StressResults], Figure | None]] = {
     "robustness": plot_robustness,
     "corruptions": plot_corruptions,
     "attacks": plot_attacks,
@@ -3459,7 +3483,7 @@ def all_figures(results: Results) -> Iterator[tuple[str, Callable[[], Figure | N
         yield f"gradcam_{name}", partial(plot_explained, results, image)
     if results.stress is not None:
         for name, plot_stress in STRESS_FIGURES.items():
-            yield name, partial(plot_stress, results, results.stress)
+            yield name, partial(plot_stress, results.stress)
 
 
 def named_images(results: Results) -> Iterator[tuple[str, ExplainedImage]]:

@@ -49,13 +49,13 @@ def test_a_figure_is_the_same_whatever_its_reader_has_set(results):
         with matplotlib.rc_context(settings), main.figure_style():
             buffer = io.BytesIO()
             main.plot_failures(results).savefig(buffer, format="raw", dpi=50)
-            main.plot_attacks(results, results.stress).savefig(buffer, format="raw", dpi=50)
+            main.plot_attacks(results.stress).savefig(buffer, format="raw", dpi=50)
             pictures.append(buffer.getvalue())
     assert pictures[0] == pictures[1]
 
 
 def test_curves_show_the_numbers(results, style):
-    figure = main.plot_attacks(results, results.stress)
+    figure = main.plot_attacks(results.stress)
     left, right = figure.axes
     for line, one in zip(right.lines, results.stress.networks, strict=True):
         np.testing.assert_array_equal(line.get_xdata(), (0, *one.attacks.epsilons))
