@@ -298,6 +298,7 @@ def check_ranges(settings: Any) -> None:
 
 
 def check_range(option: str, value: float | tuple[float, ...], allowed: Between) -> None:
+    """Ends the program where a number, or one of several, is not allowed."""
     numbers = value if isinstance(value, tuple) else (value,)
     if not numbers:
         refuse_settings(option, "needs at least one number")
@@ -384,6 +385,7 @@ def keep_freed_memory() -> None:
 
 
 def available_cores() -> int:
+    """Those that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -524,11 +526,11 @@ def load_data(settings: Settings) -> Dataset:
 
 def split_train(labels: Tensor, validation: float, seed: int) -> Split:
     """Hold out a share `validation` of the images with `labels` [N], stratified by class."""
-    parts = train_test_split(
-        np.arange(len(labels)), test_size=validation, stratify=labels.numpy(), random_state=seed
+    every_index = np.arange(len(labels))
+    training, held_out = train_test_split(
+        every_index, test_size=validation, stratify=labels.numpy(), random_state=seed
     )
-    training, held_out = (torch.from_numpy(np.sort(part)) for part in parts)
-    return Split(training, held_out)
+    return Split(torch.from_numpy(np.sort(training)), torch.from_numpy(np.sort(held_out)))
 
 
 # CIFAR-10 and how it is fetched
@@ -555,6 +557,7 @@ def load_cifar10(settings: Settings) -> tuple[CIFAR10, CIFAR10]:
 
 
 def open_cifar10(folder: Path) -> tuple[CIFAR10, CIFAR10]:
+    """Training and test part. Raises RuntimeError where a file is absent or not whole."""
     return CIFAR10(folder, train=True), CIFAR10(folder, train=False)
 
 
@@ -1178,12 +1181,12 @@ class EpochLog:
 class Training:
     """A training under way: all that an epoch needs, and what the epochs so far have given."""
 
+    job: TrainingJob
     name: str  # as progress shows it
     model: Classifier
     optimizers: list[torch.optim.Optimizer]
     images: Images  # on the device
     validation: Images
-    recipe: Recipe
     history: list[EpochLog]
 
     def smoothed_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -1193,12 +1196,12 @@ class Training:
         before would no longer be made again to the bit.
         """
         targets = F.one_hot(labels, logits.shape[1]).float()
-        return F.cross_entropy(logits, targets, label_smoothing=self.recipe.label_smoothing)
+        return F.cross_entropy(logits, targets, label_smoothing=self.job.recipe.label_smoothing)
 
 
 def train_epoch(training: Training, epoch: int, hardware: Hardware) -> EpochLog:
     """Pass once over the training images, then validate."""
-    recipe = training.recipe
+    recipe = training.job.recipe
     count = len(training.images)
     plan = plan_epoch(epoch, count, recipe).to(hardware.device)
     steps = math.ceil(count / recipe.batch_size)
@@ -1274,6 +1277,7 @@ def refuse_divergence(title: str, losses: Tensor, epoch: int, recipe: Recipe) ->
 
 
 def print_epoch(title: str, log: EpochLog, speed: float) -> None:
+    """One line of progress, which stays on the screen and in a log file."""
     shown = [f"{title:40s}"]
     for name, value in dataclasses.asdict(log).items():
         if name != "seconds":
@@ -1327,6 +1331,7 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write it whole, with its digest."""
     history = [dataclasses.asdict(log) for log in checkpoint.history]
     write_tensors(path, {**vars(checkpoint), "history": history})
 
@@ -1427,8 +1432,8 @@ def train_network(job: TrainingJob, data: Dataset, hardware: Hardware) -> None:
         training.history.append(train_epoch(training, epoch, hardware))
         if epoch + 1 < job.recipe.epochs:
             states = [optimizer.state_dict() for optimizer in training.optimizers]
-            save_checkpoint(job.resume_path, make_checkpoint(job, training, hardware, states))
-    save_checkpoint(job.path, make_checkpoint(job, training, hardware, None))
+            save_checkpoint(job.resume_path, make_checkpoint(training, hardware, states))
+    save_checkpoint(job.path, make_checkpoint(training, hardware, None))
     job.resume_path.unlink(missing_ok=True)
 
 
@@ -1454,23 +1459,24 @@ def start_training(job: TrainingJob, data: Dataset, hardware: Hardware) -> Train
         optimizer.load_state_dict(state)
     rank = f"rank {hardware.rank}: " if hardware.ranks > 1 else ""
     return Training(
+        job=job,
         name=f"{rank}{job.network.title} seed {job.recipe.seed}",
         model=model,
         optimizers=optimizers,
         images=images.to(hardware.device),
         validation=data.train.select(split.validation),
-        recipe=job.recipe,
         history=history,
     )
 
 
 def make_checkpoint(
-    job: TrainingJob, training: Training, hardware: Hardware, optimizers: list[dict] | None
+    training: Training, hardware: Hardware, optimizers: list[dict] | None
 ) -> Checkpoint:
+    """The state of a training; `optimizers` are the states to go on with, None at its end."""
     weights = {name: tensor.cpu() for name, tensor in training.model.state_dict().items()}
     return Checkpoint(
-        network=job.network.key,
-        settings=job.recipe.record(),
+        network=training.job.network.key,
+        settings=training.job.recipe.record(),
         precision=hardware.precision,
         device=hardware.description,
         versions=versions(),
@@ -1609,6 +1615,8 @@ class Interval:
 
 
 class Verdict(enum.StrEnum):
+    """What is said of a difference."""
+
     BETTER = "better"
     WORSE = "worse"
     UNDECIDED = "not distinguishable"
@@ -1690,6 +1698,8 @@ def accuracy_intervals(runs: Runs, settings: StatisticsSettings) -> AccuracyInte
 
 @dataclass(frozen=True)
 class TTest:
+    """A mean with its interval, and p of the test that it is zero."""
+
     interval: Interval
     p: float
 
@@ -2004,10 +2014,12 @@ def most_confident(among: np.ndarray, confidence: Tensor, count: int) -> Tensor:
 
 
 def gaussian_noise(x: np.ndarray, deviation: float, rng: np.random.Generator) -> np.ndarray:
+    """Independent noise in every value."""
     return x + rng.normal(0, deviation, x.shape)
 
 
 def shot_noise(x: np.ndarray, photons: float, rng: np.random.Generator) -> np.ndarray:
+    """The fewer photons, the more their number varies: Poisson noise."""
     return rng.poisson(x * photons) / photons
 
 
@@ -2018,10 +2030,12 @@ def impulse_noise(x: np.ndarray, share: float, rng: np.random.Generator) -> np.n
 
 
 def speckle_noise(x: np.ndarray, deviation: float, rng: np.random.Generator) -> np.ndarray:
+    """Independent noise in every value, in proportion to it."""
     return x + x * rng.normal(0, deviation, x.shape)
 
 
 def gaussian_blur(x: np.ndarray, deviation: float, rng: np.random.Generator) -> np.ndarray:
+    """A Gaussian of some deviation in pixels; the edge's pixels are repeated beyond it."""
     return gaussian_filter(x, (0, deviation, deviation, 0), mode="nearest")
 
 
@@ -2109,10 +2123,12 @@ def draw_clouds(count: int, decay: float, rng: np.random.Generator) -> np.ndarra
 
 
 def brightness(x: np.ndarray, shift: float, rng: np.random.Generator) -> np.ndarray:
+    """The value of hue, saturation and value, shifted."""
     return change_hsv(x, channel=2, factor=1, shift=shift)
 
 
 def saturate(x: np.ndarray, strength: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+    """The saturation of hue, saturation and value, scaled and shifted."""
     factor, shift = strength
     return change_hsv(x, channel=1, factor=factor, shift=shift)
 
@@ -2125,6 +2141,7 @@ def change_hsv(x: np.ndarray, channel: int, factor: float, shift: float) -> np.n
 
 
 def contrast(x: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
+    """The distance from the image's mean colour, scaled."""
     mean = x.mean((1, 2), keepdims=True)
     return (x - mean) * factor + mean
 
@@ -2821,6 +2838,8 @@ def layer_costs(model: Classifier) -> tuple[LayerCost, ...]:
 
 @dataclass(frozen=True)
 class ImageCounts:
+    """How many images were used for what; the split is the first seed's."""
+
     train: int
     validation: int
     test: int
@@ -3123,6 +3142,7 @@ def history_limits(
 
 
 def plot_attacks(stress: StressResults) -> Figure:
+    """Accuracy by the largest change allowed, under FGSM and under PGD."""
     figure = new_figure(0.34 * PAGE)
     left, right = figure.subplots(1, 2)
     for of_network in stress.networks:
@@ -3159,6 +3179,7 @@ def plot_reliability(stress: StressResults) -> Figure:
 
 
 def plot_deletion_insertion(stress: StressResults) -> Figure:
+    """Probability of the predicted class by the share of pixels touched; of the first seed."""
     figure = new_figure(0.34 * PAGE)
     left, right = figure.subplots(1, 2)
     for of_network in stress.networks:
@@ -3381,6 +3402,7 @@ def explained_row(image: ExplainedImage, classes: Sequence[str]) -> list[Picture
 
 
 def plot_explained(results: Results, image: ExplainedImage) -> Figure:
+    """One image with each network's Grad-CAM."""
     row = explained_row(image, results.classes)
     return plot_pictures([[PictureBlock("", [row])]], heat_scale=True)
 
@@ -3411,7 +3433,9 @@ def plot_corruptions(stress: StressResults) -> Figure:
 def plot_pictures(lines: Sequence[Sequence[PictureBlock]], heat_scale: bool) -> Figure:
     """Lines of blocks side by side; at the end of full lines Grad-CAM's colours if `heat_scale`."""
     abreast = max(len(line) for line in lines)
-    columns = max(3, *(block.columns() for line in lines for block in line))
+    columns = 3  # at least
+    for line in lines:
+        columns = max(columns, *(block.columns() for block in line))
     bar_width = 0.6 if heat_scale else 0.0
     side = min(1.4, (PAGE - bar_width) / columns / abreast)
     widths = [side * columns] * abreast
@@ -3536,6 +3560,7 @@ def write_numbers(results: Results, folder: Path) -> None:
 
 
 def by_class_name(classes: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
+    """Values in the order of the classes, under the classes' names."""
     return dict(zip(classes, values, strict=True))
 
 
@@ -3544,6 +3569,18 @@ def comparison_record(results: Results) -> dict[str, Any]:
     settings = settings_by_flag(results.settings)
     for where in ("data_dir", "output_dir", "mirror"):  # they change no number
         del settings[where]
+    networks = {}
+    for of_network in results.networks:
+        networks[of_network.network.key] = network_record(of_network, results.classes)
+    compared = {}
+    verdicts = {}
+    for comparison, verdict in zip(results.comparisons, results.verdicts, strict=True):
+        by_class = [dataclasses.asdict(group) for group in comparison.by_class]
+        compared[comparison.network.key] = {
+            "overall": dataclasses.asdict(comparison.overall),
+            "by_class": by_class_name(results.classes, by_class),
+        }
+        verdicts[comparison.network.key] = verdict
     return {
         "dataset": results.dataset,
         "settings": settings,
@@ -3554,24 +3591,9 @@ def comparison_record(results: Results) -> dict[str, Any]:
         "classes_count": len(results.classes),
         "explained_images": [name for name, _ in named_images(results)],
         "images": dataclasses.asdict(results.images),
-        "networks": {
-            of_network.network.key: network_record(of_network, results.classes)
-            for of_network in results.networks
-        },
-        "compared_with_first": {
-            comparison.network.key: {
-                "overall": dataclasses.asdict(comparison.overall),
-                "by_class": {
-                    name: dataclasses.asdict(group)
-                    for name, group in by_class_name(results.classes, comparison.by_class).items()
-                },
-            }
-            for comparison in results.comparisons
-        },
-        "verdicts": {
-            comparison.network.key: verdict
-            for comparison, verdict in zip(results.comparisons, results.verdicts, strict=True)
-        },
+        "networks": networks,
+        "compared_with_first": compared,
+        "verdicts": verdicts,
         "stress": measured_means(results.stress),
         "seconds": results.seconds,
     }
@@ -3598,6 +3620,7 @@ def network_record(of_network: NetworkResults, classes: Sequence[str]) -> dict[s
 
 
 def run_record(run: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
+    """One seed's run: its accuracy, and how its network was trained."""
     checkpoint = run.trained.checkpoint
     return {
         "seed": run.trained.seed,
@@ -3775,6 +3798,7 @@ def latex_values(results: Results) -> str:
 
 
 def keys_with_gates(stress: StressResults | None) -> list[str]:
+    """The networks whose gates were studied."""
     if stress is None:
         return []
     return [one.network.key for one in stress.networks if one.gates is not None]
@@ -3861,6 +3885,7 @@ def one_line_errors(settings: Settings, hardware: Hardware) -> Iterator[None]:
 
 
 def say_interrupted(settings: Settings, hardware: Hardware) -> str:
+    """What an interrupted run keeps, and how to go on."""
     another_rank = ""
     if hardware.ranks > 1:
         another_rank = f", or another of the {hardware.ranks} ranks died"

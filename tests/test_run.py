@@ -12,29 +12,25 @@ from conftest import STRESS, comparison, fingerprint, tiny, weights
 import main
 
 
-def promised_files(dataset):
-    """Every file of the README's table, its patterns filled in for this dataset."""
-    explained = {
-        "cifar10": ("cat", "dog", "bird", "airplane", "ship"),
-        "shapes": tuple(main.SHAPES)[:5],
-    }
+def promised_files(output):
+    """Every file of the README's table, its patterns filled in."""
     text = (main.Path(main.__file__).parent / "README.md").read_text()
     table = text[text.index("| file in `output/`") : text.index("Each figure in `plots/`")]
-    names = re.findall(r"`((?:models|results|plots|gradcam)/[^`]+)`", table)
-    for name in names:
+    explained = comparison(output)["explained_images"]
+    for name in re.findall(r"`((?:models|results|plots|gradcam)/[^`]+)`", table):
         for network in main.NETWORKS if "<network>" in name else (None,):
-            filled = name.replace("<network>", network.key) if network else name
-            for label in explained[dataset] if "<class>" in name else ("",):
-                for i in "12" if "<i>" in name else "1":
-                    yield filled.replace("<class>", label).replace("<i>", i)
+            of_network = name.replace("<network>", network.key) if network else name
+            for image in explained if "<class>_<i>" in name else ("",):
+                yield of_network.replace("<class>_<i>", image)
 
 
-def assert_promised_files(output, dataset, but=()):
-    expected = set(promised_files(dataset)) - set(but)
+def assert_promised_files(output):
+    explained = comparison(output)["explained_images"]
+    assert len(explained) == 10 and len({name.split("_")[0] for name in explained}) == 5
+    expected = set(promised_files(output))
     expected |= {name.replace(".png", ".pdf") for name in expected if name.startswith("plots/")}
-    assert {
-        str(path.relative_to(output)) for path in output.rglob("[!.]*") if path.is_file()
-    } == expected
+    files = [path for path in output.rglob("[!.]*") if path.is_file()]
+    assert {str(path.relative_to(output)) for path in files} == expected
     for name in expected:
         if name.endswith(".png"):
             picture = cv2.imread(str(output / name))
@@ -42,7 +38,7 @@ def assert_promised_files(output, dataset, but=()):
 
 
 def test_a_run_leaves_what_the_readme_promises(tiny_run):
-    assert_promised_files(tiny_run, "shapes")
+    assert_promised_files(tiny_run)
     accuracy = json.loads((tiny_run / "results" / "baseline_classwise_accuracy.json").read_text())
     assert list(accuracy) == list(main.SHAPES) and all(
         0 <= value <= 100 for value in accuracy.values()
@@ -94,7 +90,7 @@ def test_a_rerun_trains_nothing_and_redraws(tiny_run, monkeypatch):
     assert (tiny_run / "results" / "robustness.json").read_bytes() == stress
     assert curves.read_bytes() == old
     assert fingerprint(tiny_run) == before
-    assert_promised_files(tiny_run, "shapes")
+    assert_promised_files(tiny_run)
 
 
 def test_image_counts_are_those_of_the_split(tmp_path):
@@ -214,7 +210,7 @@ def test_shapes_are_learnt(trained):
 def test_a_run_on_real_cifar10(cifar10_dir, tmp_path):
     small = ["--data-dir", cifar10_dir, "--output-dir", str(tmp_path), "--epochs", "1", *STRESS]
     main.main([*small, "--stem", "4", "--widths", "16", "32", "32"])
-    assert_promised_files(tmp_path, "cifar10")
+    assert_promised_files(tmp_path)
     found = comparison(tmp_path)
     assert found["images"] == {"train": 45000, "validation": 5000, "test": 10000, "stressed": 50}
     assert all(
