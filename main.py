@@ -2285,7 +2285,7 @@ class CorruptionScores:
 
     names: tuple[str, ...]
     accuracy: np.ndarray  # float64 [seeds, corruptions, severities]
-    relative_error: float  # mCE: mean corruption error, the first network's being 100
+    mean_corruption_error: float | None  # the first network's being 100, if that errs at all
     change: Interval | None  # of mean accuracy, from the first network, in points
 
 
@@ -2348,7 +2348,7 @@ def score_corruptions(
         scores[key] = CorruptionScores(
             names=names,
             accuracy=100 * of_network.mean(3),
-            relative_error=mean_ratio(mean_errors(of_network), first_errors),
+            mean_corruption_error=mean_ratio(mean_errors(of_network), first_errors),
             change=change,
         )
     return scores
@@ -2359,11 +2359,11 @@ def mean_errors(correct: np.ndarray) -> np.ndarray:
     return 100 - 100 * correct.mean((0, 2, 3))
 
 
-def mean_ratio(errors: np.ndarray, first_errors: np.ndarray) -> float:
+def mean_ratio(errors: np.ndarray, first_errors: np.ndarray) -> float | None:
     """The mean ratio in percent, over the corruptions under which the first network errs at all."""
     comparable = first_errors > 0
     if not comparable.any():
-        return math.nan
+        return None
     return float(100 * (errors[comparable] / first_errors[comparable]).mean())
 
 
@@ -2979,7 +2979,7 @@ class Measurement:
 
 
 def measurements(stress: NetworkStress) -> Iterator[Measurement]:
-    """All numbers of a network's stress tests, in the order of the table; NaN is left out."""
+    """All numbers of a network's stress tests, in the order of the table."""
     for part in (
         measure_corruptions(stress.corruptions),
         measure_attacks(stress.attacks),
@@ -2988,9 +2988,7 @@ def measurements(stress: NetworkStress) -> Iterator[Measurement]:
         measure_gates(stress.gates),
     ):
         for metric, values in part:
-            measured = np.atleast_1d(np.asarray(values, dtype=float))
-            if not np.isnan(measured).any():
-                yield Measurement(metric, measured)
+            yield Measurement(metric, np.atleast_1d(np.asarray(values, dtype=float)))
 
 
 Measured = Iterator[tuple[Metric, np.ndarray | Sequence[float] | float]]
@@ -2998,7 +2996,8 @@ Measured = Iterator[tuple[Metric, np.ndarray | Sequence[float] | float]]
 
 def measure_corruptions(scores: CorruptionScores) -> Measured:
     yield CORRUPTED_ACCURACY, scores.accuracy.mean((1, 2))
-    yield CORRUPTION_ERROR, scores.relative_error
+    if scores.mean_corruption_error is not None:
+        yield CORRUPTION_ERROR, scores.mean_corruption_error
     if scores.change is not None:
         yield CORRUPTED_CHANGE, scores.change.value
         yield CORRUPTED_CHANGE_LOW, scores.change.low
@@ -3655,94 +3654,99 @@ def stress_record(stress: StressResults) -> dict[str, Any]:
     return record
 
 
-# Tables, for people and for LaTeX. Numbers stay numbers until `print_cells`.
+# Tables, for people and for LaTeX
 
 
-def print_cells(table: pd.DataFrame, formats: Sequence[str]) -> pd.DataFrame:
-    """The table as texts, each column in its format; missing numbers are empty."""
-    texts = pd.DataFrame(index=table.index, columns=table.columns, dtype=object)
-    for k, style in enumerate(formats):
-        column = table.iloc[:, k].tolist()
-        texts.isetitem(k, ["" if math.isnan(value) else format(value, style) for value in column])
-    return texts
+@dataclass(frozen=True)
+class Column:
+    """Numbers under a heading, one for each row of a table; None where there is none."""
+
+    heading: str
+    numbers: Sequence[float | None]
+    formats: Sequence[str]
+
+    def texts(self) -> list[str]:
+        texts = []
+        for number, style in zip(self.numbers, self.formats, strict=True):
+            texts.append("" if number is None else format(number, style))
+        return texts
 
 
-def accuracy_table(results: Results) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Table:
+    """Numbers stay numbers until `texts`."""
+
+    heading: str  # of the names
+    names: Sequence[str]  # of the rows
+    columns: list[Column] = field(default_factory=list)
+
+    def add(self, heading: str, numbers: Sequence[float | None], style: str) -> None:
+        self.columns.append(Column(heading, numbers, [style] * len(numbers)))
+
+    def texts(self) -> pd.DataFrame:
+        texts = pd.DataFrame([column.texts() for column in self.columns]).T
+        headings = [column.heading for column in self.columns]
+        return texts.set_axis(headings, axis=1).set_axis(list(self.names), axis=0)
+
+
+def accuracy_table(results: Results) -> Table:
     """By class and overall: each network's accuracy, each other network's change with its test."""
-    columns: dict[tuple[str, str], list[float]] = {}
+    table = Table("Class", [*results.classes, "Overall"])
     for of_network in results.networks:
         accuracy = [*of_network.accuracy.by_class, of_network.accuracy.overall]
-        column = ("Accuracy (%)", of_network.network.title)
-        columns[column] = [interval.value for interval in accuracy]
+        table.add(of_network.network.title, [one.value for one in accuracy], ".2f")
     for comparison in results.comparisons:
         groups = [*comparison.by_class, comparison.overall]
-        change = f"Change by {comparison.network.title}"
-        columns[change, "points"] = [group.difference.value for group in groups]
-        columns[change, "from"] = [group.difference.low for group in groups]
-        columns[change, "to"] = [group.difference.high for group in groups]
-        columns[change, "p (Holm)"] = [group.p_holm for group in groups]
-    texts = print_cells(
-        pd.DataFrame(columns, index=[*results.classes, "Overall"]),
-        [".2f"] * len(results.networks)
-        + ["+.2f", "+.2f", "+.2f", ".2g"] * len(results.comparisons),
-    )
-    return texts.rename_axis(index="Class")
+        change = f"{comparison.network.title}: change"
+        table.add(change, [group.difference.value for group in groups], "+.2f")
+        table.add("from", [group.difference.low for group in groups], "+.2f")
+        table.add("to", [group.difference.high for group in groups], "+.2f")
+        table.add("p (Holm)", [group.p_holm for group in groups], ".2g")
+    return table
 
 
-def stress_table(stress: StressResults) -> pd.DataFrame:
+def stress_table(stress: StressResults) -> Table:
     """What was tried, and each network's result."""
-    metrics: list[Metric] = []
-    columns: dict[str, dict[str, float]] = {}
-    for of_network in stress.networks:
-        found = list(measurements(of_network))
-        columns[of_network.network.title] = {m.metric.key: m.mean() for m in found}
-        if len(found) > len(metrics):
-            metrics = [measurement.metric for measurement in found]
-    table = pd.DataFrame(columns).T[[metric.key for metric in metrics]]  # a column for each metric
-    texts = print_cells(table, [f".{metric.digits}f" for metric in metrics]).T
-    texts.index = pd.Index([metric.title() for metric in metrics], name="Stress test")
-    return texts
+    found = {one.network.title: list(measurements(one)) for one in stress.networks}
+    metrics: dict[str, Metric] = {}
+    for of_network in sorted(found.values(), key=len, reverse=True):  # so that all keep their order
+        for measurement in of_network:
+            metrics.setdefault(measurement.metric.key, measurement.metric)
+    formats = [f".{metric.digits}f" for metric in metrics.values()]
+    table = Table("Stress test", [metric.title() for metric in metrics.values()])
+    for title, of_network in found.items():
+        means = {measurement.metric.key: measurement.mean() for measurement in of_network}
+        table.columns.append(Column(title, [means.get(key) for key in metrics], formats))
+    return table
 
 
-def layers_table(results: Results) -> pd.DataFrame:
+def layers_table(results: Results) -> Table:
     """What each part of each network costs, and all of it."""
-    columns: dict[tuple[str, str], dict[str, int]] = {}
-    for of_network in results.networks:
-        title = of_network.network.title
-        parameters = {layer.name: layer.parameters for layer in of_network.layers}
-        columns["Parameters", title] = {**parameters, "all": of_network.parameters()}
-    for of_network in results.networks:
-        title = of_network.network.title
-        multiply_adds = {layer.name: layer.multiply_adds for layer in of_network.layers}
-        columns["Multiply-adds", title] = {**multiply_adds, "all": of_network.multiply_adds()}
     longest = max(results.networks, key=lambda of_network: len(of_network.layers))
-    order = [*(layer.name for layer in longest.layers), "all"]
-    table = pd.DataFrame(columns).reindex(order)
-    return print_cells(table, [",.0f"] * table.shape[1]).rename_axis(index="Layer")
+    names = [layer.name for layer in longest.layers]
+    table = Table("Layer", [*names, "all"])
+    for of_network in results.networks:
+        costs = {layer.name: layer for layer in of_network.layers}
+        parameters = [costs[name].parameters if name in costs else None for name in names]
+        multiply_adds = [costs[name].multiply_adds if name in costs else None for name in names]
+        title = of_network.network.title
+        table.add(f"{title}: parameters", [*parameters, of_network.parameters()], ",")
+        table.add("multiply-adds", [*multiply_adds, of_network.multiply_adds()], ",")
+    return table
 
 
-def markdown_table(texts: pd.DataFrame) -> str:
-    """A table in Markdown; of a heading in two lines, the lower one with what it needs."""
-    headings = []
-    for column in texts.columns:
-        if isinstance(column, tuple):
-            upper, lower = column
-            column = upper if lower == "points" else lower
-        headings.append(column)
+def markdown_table(table: Table) -> str:
+    texts = table.texts()
+    headings = [table.heading, *texts.columns]
     align = ["left"] + ["right"] * texts.shape[1]
-    flat = texts.set_axis(headings, axis=1)
-    return flat.to_markdown(
-        headers=[texts.index.name, *headings], colalign=align, disable_numparse=True
-    )
+    return texts.to_markdown(headers=headings, colalign=align, disable_numparse=True)
 
 
-def latex_table(texts: pd.DataFrame) -> str:
+def latex_table(table: Table) -> str:
     """A tabular environment."""
+    texts = table.texts()
     escaped = texts.map(latex_text).rename(latex_text, axis=0).rename(latex_text, axis=1)
-    escaped = escaped.rename_axis(index=None)
-    return escaped.style.to_latex(
-        column_format="l" + "r" * texts.shape[1], hrules=True, multicol_align="c"
-    )
+    return escaped.style.to_latex(column_format="l" + "r" * texts.shape[1], hrules=True)
 
 
 # What report.tex reads

@@ -136,27 +136,43 @@ def test_images_are_named_by_the_class_that_they_show(results):
 
 
 def test_tables_print_numbers_in_their_digits(results):
-    texts = main.accuracy_table(results)
+    texts = main.accuracy_table(results).texts()
     overall = results.comparisons[0].overall
     assert texts.iloc[-1].tolist() == [
         *(f"{one.accuracy.overall.value:.2f}" for one in results.networks),
         f"{overall.difference.value:+.2f}", f"{overall.difference.low:+.2f}",
-        f"{overall.difference.high:+.2f}",
-        f"{overall.p_holm:.2g}",
+        f"{overall.difference.high:+.2f}", f"{overall.p_holm:.2g}",
     ]  # fmt: skip
-    table = main.stress_table(results.stress)
+    assert list(texts.index) == [*results.classes, "Overall"]
+    table = main.stress_table(results.stress).texts()
     measured = {m.metric.title(): m for m in main.measurements(results.stress.networks[1])}
     assert list(table.index) == list(measured)
     for title, measurement in measured.items():
-        assert (
-            table.loc[title, "SE-Attention"]
-            == f"{measurement.mean():.{measurement.metric.digits}f}"
-        )
-        percent_or_points = measurement.metric.unit != ""
-        assert measurement.metric.digits == 2 or not percent_or_points
-    assert (
-        table.loc[main.CORRUPTED_CHANGE.title(), "Baseline"] == ""
-    )  # the first network has none from itself
+        digits = measurement.metric.digits
+        assert table.loc[title, "SE-Attention"] == f"{measurement.mean():.{digits}f}"
+        assert digits == 2 or measurement.metric.unit == ""  # percent and points have two
+    # the first network has no change from itself
+    assert table.loc[main.CORRUPTED_CHANGE.title(), "Baseline"] == ""
+
+
+def test_a_measurement_that_one_network_alone_has_is_in_the_table(results):
+    """Whichever network that is, and however many the others have."""
+    first, second = results.stress.networks
+    gated = dataclasses.replace(first, gates=second.gates)
+    masks = dataclasses.replace(second.heatmaps.grad_cam, pointing=None, overlap=None)
+    heatmaps = dataclasses.replace(second.heatmaps, grad_cam=masks)
+    less = dataclasses.replace(second, heatmaps=heatmaps, gates=None)
+    table = main.stress_table(dataclasses.replace(results.stress, networks=(gated, less))).texts()
+    for metric in (main.GATES_LEARNT, main.CORRUPTED_CHANGE):
+        assert metric.title() in table.index
+    assert table.loc[main.GATES_LEARNT.title(), "SE-Attention"] == ""
+
+
+def test_layers_are_listed_for_each_network(results):
+    table = main.layers_table(results).texts()
+    se = results.networks[1]
+    assert table.loc["all"].tolist()[2:] == [f"{se.parameters():,}", f"{se.multiply_adds():,}"]
+    assert table.loc["attention 1"].tolist()[:2] == ["", ""]
 
 
 def test_a_label_can_be_reworded_without_another_change(results, monkeypatch):

@@ -165,7 +165,7 @@ def test_the_corruptions_summary_is_that_of_their_images():
     expected = dataclasses.astuple(main.t_test(gains, main.StatisticsSettings()).interval)
     assert dataclasses.astuple(se.change) == pytest.approx(expected)
     errors = [1 - correct[key].mean((0, 2, 3)) for key in ("se_attention", "baseline")]
-    assert se.relative_error == pytest.approx(100 * np.mean(errors[0] / errors[1]))
+    assert se.mean_corruption_error == pytest.approx(100 * np.mean(errors[0] / errors[1]))
     assert se.accuracy[1, 0, 3] == 100 * correct["se_attention"][1, 0, 3].mean()
 
 
@@ -176,11 +176,11 @@ def test_corruptions_under_which_the_first_network_never_errs_have_no_ratio():
     scores = main.score_corruptions(
         ("a", "b"), {"baseline": half, "se_attention": half}, main.Settings()
     )
-    assert scores["se_attention"].relative_error == 100
+    assert scores["se_attention"].mean_corruption_error == 100
     scores = main.score_corruptions(
         ("a", "b"), {"baseline": perfect, "se_attention": half}, main.Settings()
     )
-    assert np.isnan(scores["se_attention"].relative_error)
+    assert scores["se_attention"].mean_corruption_error is None
 
 
 def test_official_arrays_are_used_where_they_lie(tmp_path):
@@ -364,7 +364,7 @@ def test_gates_held_at_their_means_cost_nothing_where_they_answer_to_no_image(tr
 
 
 def test_numbers_of_unknown_value_are_left_out(stressed):
-    """A corruption error that is not a number, heatmaps without masks, a network without gates."""
+    """No corruption error to divide by, heatmaps without masks, a network without gates."""
     one = stressed["baseline"]
     keys = {m.metric.key for m in main.measurements(one)}
     assert (
@@ -372,7 +372,7 @@ def test_numbers_of_unknown_value_are_left_out(stressed):
         and "pointing_game_grad_cam" in keys
         and "corrupted_change" not in keys
     )
-    corruptions = dataclasses.replace(one.corruptions, relative_error=float("nan"))
+    corruptions = dataclasses.replace(one.corruptions, mean_corruption_error=None)
     maps = dataclasses.replace(one.heatmaps.grad_cam, pointing=None, overlap=None)
     heatmaps = dataclasses.replace(one.heatmaps, grad_cam=maps)
     less = dataclasses.replace(one, corruptions=corruptions, heatmaps=heatmaps)
