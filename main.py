@@ -2847,13 +2847,28 @@ class ImageCounts:
 
 
 @dataclass(frozen=True)
+class RunResults:
+    """What one seed gave: accuracy in percent, and how the network got its weights."""
+
+    seed: int
+    accuracy: float
+    class_accuracy: np.ndarray  # float64 [classes]
+    confusion: np.ndarray  # int64 [classes, classes]: true class by predicted class
+    seconds: float  # of training, without validation
+    history: tuple[EpochLog, ...]
+    device: str
+    precision: Precision
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
 class NetworkResults:
     """A network's costs, and its accuracy over all seeds and by seed."""
 
     network: Network
     layers: tuple[LayerCost, ...]
     accuracy: AccuracyIntervals
-    runs: tuple[Evaluation, ...]
+    runs: tuple[RunResults, ...]
 
     def parameters(self) -> int:
         return sum(layer.parameters for layer in self.layers)
@@ -2879,6 +2894,22 @@ class Results:
     seconds: dict[str, float]  # by phase
 
 
+def run_results(run: Evaluation) -> RunResults:
+    """What is kept of a run: neither its model nor its logits."""
+    checkpoint = run.trained.checkpoint
+    return RunResults(
+        seed=run.trained.seed,
+        accuracy=run.accuracy,
+        class_accuracy=run.class_accuracy,
+        confusion=run.confusion,
+        seconds=sum(log.seconds for log in checkpoint.history),
+        history=tuple(checkpoint.history),
+        device=checkpoint.device,
+        precision=checkpoint.precision,
+        versions=checkpoint.versions,
+    )
+
+
 def collect(
     settings: Settings,
     hardware: Hardware,
@@ -2898,7 +2929,7 @@ def collect(
                 network=network,
                 layers=layer_costs(runs[0].trained.model),
                 accuracy=accuracy_intervals(runs, settings.statistics),
-                runs=tuple(runs),
+                runs=tuple(run_results(run) for run in runs),
             )
         )
     split = data.splits[settings.recipe.seed]
@@ -3119,7 +3150,7 @@ def plot_history(
     ):
         by_seed = []
         for run in of_network.runs:
-            by_seed.append([quantity(log) for log in run.trained.checkpoint.history])
+            by_seed.append([quantity(log) for log in run.history])
         epochs = range(1, len(by_seed[0]) + 1)
         label = f"{network.title} {label}"
         plot_mean_and_range(axes, epochs, np.array(by_seed), network, linestyle=dashes, label=label)
@@ -3134,7 +3165,7 @@ def history_limits(
     values: list[float] = []
     for of_network in results.networks:
         for run in of_network.runs:
-            for log in run.trained.checkpoint.history:
+            for log in run.history:
                 values.extend(values_of(log))
     margin = 0.05 * (max(values) - min(values))
     return min(values) - margin, max(values) + margin
@@ -3618,20 +3649,10 @@ def network_record(of_network: NetworkResults, classes: Sequence[str]) -> dict[s
     }
 
 
-def run_record(run: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
-    """One seed's run: its accuracy, and how its network was trained."""
-    checkpoint = run.trained.checkpoint
-    return {
-        "seed": run.trained.seed,
-        "seconds": sum(log.seconds for log in checkpoint.history),
-        "accuracy": run.accuracy,
-        "class_accuracy": by_class_name(classes, run.class_accuracy.tolist()),
-        "confusion_matrix": run.confusion,
-        "device": checkpoint.device,
-        "precision": checkpoint.precision,
-        "versions": checkpoint.versions,
-        "history": [dataclasses.asdict(log) for log in checkpoint.history],
-    }
+def run_record(run: RunResults, classes: Sequence[str]) -> dict[str, Any]:
+    """One seed's run, its accuracy by class under the classes' names."""
+    by_class = by_class_name(classes, run.class_accuracy.tolist())
+    return {**dataclasses.asdict(run), "class_accuracy": by_class}
 
 
 def measured_means(stress: StressResults | None) -> dict[str, dict[str, float]]:

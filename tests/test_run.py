@@ -45,7 +45,7 @@ def test_a_run_leaves_what_the_readme_promises(tiny_run):
     )
     for network in comparison(tiny_run)["networks"].values():
         (run,) = network["runs"]
-        assert run["seed"] == 42 and sum(map(sum, run["confusion_matrix"])) == 100
+        assert run["seed"] == 42 and sum(map(sum, run["confusion"])) == 100
         assert len(run["history"]) == 2
         assert run["seconds"] == sum(epoch["seconds"] for epoch in run["history"])
         mean = sum(interval["value"] for interval in network["accuracy"]["by_class"].values()) / 10
