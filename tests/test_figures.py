@@ -106,9 +106,7 @@ def test_numbers_in_matrices_do_not_touch(results, style):
                 one, corruptions=dataclasses.replace(one.corruptions, accuracy=accuracy)
             )
         )
-    figure = main.plot_robustness(
-        results, dataclasses.replace(results.stress, networks=tuple(full))
-    )
+    figure = main.plot_robustness(dataclasses.replace(results.stress, networks=tuple(full)))
     figure.draw_without_rendering()
     (part,) = figure.subfigs
     for axes in part.axes[:2]:
