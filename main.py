@@ -44,6 +44,7 @@ import signal
 import sys
 import tarfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -870,15 +871,15 @@ def mean_over_pixels(activations: Tensor) -> Tensor:
     return activations.permute(0, 2, 3, 1).mean((1, 2))
 
 
-class ChannelAttention(nn.Module):
+class ChannelAttention(nn.Module, ABC):
     """Multiplies each channel by a gate in (0, 1), which is computed from the whole image."""
 
+    @abstractmethod
     def gate_logits(self, channel_means: Tensor) -> Tensor:
         """The channels' means [B, C] to what the sigmoid is taken of [B, C].
 
         Kinds of attention differ in this alone.
         """
-        raise TypeError(f"{type(self).__name__} does not say how it computes its gates")
 
     def gate(self, activations: Tensor) -> Tensor:
         """[B, C, H, W] to the gates [B, C]."""
@@ -908,6 +909,8 @@ class Convolution(nn.Conv2d):
     Its first outputs start as copies of its inputs (as in airbench94), the others as PyTorch's do.
     """
 
+    narrow = 8  # pixels: images up to this width are laid side by side where that pays
+
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__(channels_in, channels_out, kernel_size=3, padding=1, bias=False)
         nn.init.dirac_(self.weight.data[:channels_in])
@@ -915,7 +918,7 @@ class Convolution(nn.Conv2d):
     def forward(self, images: Tensor) -> Tensor:
         """[B, channels_in, H, W] to [B, channels_out, H, W]."""
         in_bfloat16_on_cpu = images.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-        if self.training and in_bfloat16_on_cpu and images.shape[3] <= 8:
+        if self.training and in_bfloat16_on_cpu and images.shape[3] <= self.narrow:
             return self.forward_side_by_side(images)
         return super().forward(images)
 
@@ -942,15 +945,17 @@ class Convolution(nn.Conv2d):
 
 
 def images_abreast(count: int, width: int) -> int:
-    """How many of `count` images to lay side by side: the divisor up to 20 that wastes least.
+    """How many of `count` images to lay side by side: the divisor that wastes least.
 
     A row of n images has n (width + 1) pixels, which are taken 32 at a time.
     """
+    pixels_at_once = 32
+    most_abreast = 20
 
     def work_per_image(abreast: int) -> float:
-        return math.ceil(abreast * (width + 1) / 32) / abreast
+        return math.ceil(abreast * (width + 1) / pixels_at_once) / abreast
 
-    divisors = [n for n in range(1, 21) if count % n == 0]
+    divisors = [n for n in range(1, most_abreast + 1) if count % n == 0]
     return min(divisors, key=work_per_image)
 
 
@@ -2395,7 +2400,8 @@ def pgd(
     x = to_input(pixels.to(hardware.device))
     noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x.device)
     start = x + epsilon * (noise * 2 - 1)
-    return climb_loss(model, x, start, labels, epsilon, 2.5 * epsilon / steps, steps, hardware)
+    step_size = 2.5 * epsilon / steps  # Madry et al.'s: far enough to cross the ball
+    return climb_loss(model, x, start, labels, epsilon, step_size, steps, hardware)
 
 
 def climb_loss(
@@ -2679,15 +2685,15 @@ def rank_correlation(maps: Tensor, others: Tensor) -> float:
 # Gates
 
 
-class FixedGates(ChannelAttention):
+class FixedGates(nn.Module):
     """Attention that gives every image the same gates."""
 
     def __init__(self, gates: Tensor) -> None:
         super().__init__()
         self.gates = gates  # [C]
 
-    def gate(self, activations: Tensor) -> Tensor:
-        return self.gates.expand(len(activations), -1)
+    def forward(self, activations: Tensor) -> Tensor:
+        return activations * self.gates[:, None, None]
 
 
 @dataclass(frozen=True)
