@@ -1494,7 +1494,6 @@ def make_checkpoint(
 def prepare_files(jobs: Sequence[TrainingJob], classes: int, retrain: bool) -> None:
     """Delete what is to be trained again, or refuse files that do not fit before hours of work."""
     for job in jobs:
-        job.path.parent.mkdir(parents=True, exist_ok=True)
         if retrain:
             job.path.unlink(missing_ok=True)
             job.resume_path.unlink(missing_ok=True)
@@ -3124,14 +3123,21 @@ def plot_mean_and_range(
     )
 
 
+def two_panels() -> tuple[Figure, Axes, Axes]:
+    """A figure of two panels side by side."""
+    figure = new_figure(0.34 * PAGE)
+    left, right = figure.subplots(1, 2)
+    return figure, left, right
+
+
 def legend_above(figure: Figure, axes: Axes) -> None:
+    """One legend for all panels, which `axes` speaks for."""
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
 
 
 def plot_training_curves(results: Results, of_network: NetworkResults) -> Figure:
     """Loss and accuracy by epoch, with the axes of all networks: to be held side by side."""
-    figure = new_figure(0.34 * PAGE)
-    left, right = figure.subplots(1, 2)
+    figure, left, right = two_panels()
     plot_history(left, of_network, lambda log: log.validation_loss, lambda log: log.train_loss)
     plot_history(
         right, of_network, lambda log: log.validation_accuracy, lambda log: log.train_accuracy
@@ -3179,8 +3185,7 @@ def history_limits(
 
 def plot_attacks(stress: StressResults) -> Figure:
     """Accuracy by the largest change allowed, under FGSM and under PGD."""
-    figure = new_figure(0.34 * PAGE)
-    left, right = figure.subplots(1, 2)
+    figure, left, right = two_panels()
     for of_network in stress.networks:
         attacks = of_network.attacks
         network = of_network.network
@@ -3199,8 +3204,7 @@ def plot_attacks(stress: StressResults) -> Figure:
 
 def plot_reliability(stress: StressResults) -> Figure:
     """Of the first seed, since the bins of others lie elsewhere. Calibrated is the diagonal."""
-    figure = new_figure(0.34 * PAGE)
-    left, right = figure.subplots(1, 2)
+    figure, left, right = two_panels()
     for of_network in stress.networks:
         network = of_network.network
         calibration = of_network.calibration
@@ -3216,8 +3220,7 @@ def plot_reliability(stress: StressResults) -> Figure:
 
 def plot_deletion_insertion(stress: StressResults) -> Figure:
     """Probability of the predicted class by the share of pixels touched; of the first seed."""
-    figure = new_figure(0.34 * PAGE)
-    left, right = figure.subplots(1, 2)
+    figure, left, right = two_panels()
     for of_network in stress.networks:
         network = of_network.network
         heatmaps = of_network.heatmaps

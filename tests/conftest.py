@@ -11,30 +11,12 @@ import torch
 import main
 
 TINY = (
-    "--dataset",
-    "shapes",
-    "--shapes-train",
-    "300",
-    "--shapes-test",
-    "100",
-    "--epochs",
-    "2",
-    "--batch-size",
-    "64",
-)
-TINY += ("--stem", "4", "--widths", "16", "16", "32", "--reduction", "4", "--stress", "off")
+    "--dataset shapes --shapes-train 300 --shapes-test 100 --epochs 2 --batch-size 64 "
+    "--stem 4 --widths 16 16 32 --reduction 4 --stress off"
+).split()
 STRESS = (
-    "--stress",
-    "full",
-    "--stress-images",
-    "50",
-    "--curve-images",
-    "10",
-    "--curve-steps",
-    "4",
-    "--pgd-steps",
-    "3",
-)
+    "--stress full --stress-images 50 --curve-images 10 --curve-steps 4 --pgd-steps 3"
+).split()
 
 
 def tiny(output, *more):
@@ -98,30 +80,11 @@ def tiny_run(tmp_path_factory):
 def trained(tmp_path_factory):
     """Settings, hardware, data and both networks by key, trained on shapes until they know them."""
     output = tmp_path_factory.mktemp("trained")
-    arguments = [
-        "--dataset",
-        "shapes",
-        "--shapes-train",
-        "2500",
-        "--shapes-test",
-        "400",
-        "--epochs",
-        "10",
-    ]
-    arguments += [
-        "--batch-size",
-        "64",
-        "--stem",
-        "8",
-        "--widths",
-        "32",
-        "64",
-        "64",
-        "--output-dir",
-        str(output),
-    ]
-    arguments += ["--stress-images", "200", "--curve-images", "60"]
-    settings = main.parse_settings(arguments)
+    arguments = (
+        "--dataset shapes --shapes-train 2500 --shapes-test 400 --epochs 10 --batch-size 64 "
+        "--stem 8 --widths 32 64 64 --stress-images 200 --curve-images 60"
+    ).split()
+    settings = main.parse_settings([*arguments, "--output-dir", str(output)])
     hardware = main.prepare_machine(settings)
     data = main.load_data(settings)
     networks = main.train_all(main.training_jobs(settings), data, hardware)
