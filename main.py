@@ -25,14 +25,21 @@ A third network is a class and a line in NETWORKS; it goes through all of this t
 from __future__ import annotations
 
 import os
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036 - so that an older one is told so
+    sys.exit(f"main.py needs Python 3.11 or newer, and this is {sys.version.split()[0]}")
 
 # cuBLAS is deterministic only with a fixed workspace, and reads this when CUDA starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# Figures go to files alone. A notebook's cells hand on a backend that only notebooks have.
+os.environ["MPLBACKEND"] = "agg"
 
 import copy
 import ctypes
 import dataclasses
 import enum
+import errno
 import hashlib
 import io
 import json
@@ -41,27 +48,31 @@ import pickle
 import platform
 import re
 import signal
-import sys
 import tarfile
+import tempfile
 import time
+import urllib.parse
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Protocol, Self, get_type_hints
 
 import cv2
+import joblib
 import matplotlib
 import numpy as np
 import pandas as pd
 import requests
 import scipy
 import seaborn as sns
+import sklearn
 import torch
 import torch.nn.functional as F
+import torchvision
 import tyro
 from filelock import FileLock, Timeout
 from matplotlib.axes import Axes
@@ -78,7 +89,13 @@ from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity
 from tqdm import tqdm
 
+if sys.platform != "win32":
+    import fcntl
+
 # ---- 1. Settings -------------------------------------------------------------------------------
+
+
+IMAGE_SIZE = 32  # pixels, in height and width, of every image here
 
 
 class UserError(Exception):
@@ -94,6 +111,7 @@ class Between:
 
 
 Count = Annotated[int, Between(1)]
+ImageCount = Annotated[int, Between(1, 1e6)]  # a million images are 3 GB
 Seed = Annotated[int, Between(0)]
 Share = Annotated[float, Between(0, 1)]
 Rate = Annotated[float, Between(1e-9)]
@@ -113,11 +131,11 @@ class Recipe:
     # The networks
     stem: Annotated[int, Between(1, 27)] = 16
     """filters of the fixed whitening convolution, each with its negative"""
-    measured_images: Count = 5000
+    measured_images: ImageCount = 5000
     """training images whose mean, deviation and patches make that convolution"""
-    whitening_epsilon: Share = 0.01
+    whitening_epsilon: Annotated[float, Between(1e-9, 1)] = 0.01
     """added to the patches' eigenvalues, so that noise is not blown up"""
-    widths: Annotated[tuple[int, ...], Between(1)] = (64, 192, 256)
+    widths: Annotated[tuple[int, ...], Between(1, 4096)] = (64, 192, 256)
     """channels of each stage"""
     reduction: Count = 8
     """SE bottleneck: a stage's channels are divided by this"""
@@ -125,7 +143,7 @@ class Recipe:
     # Their training. Rates are the first ones; they fall linearly to zero.
     epochs: Count = 15
     """passes over the training images"""
-    batch_size: Count = 500
+    batch_size: ImageCount = 500
     """images in a training step"""
     muon_rate: Rate = 0.06
     """first learning rate of Muon, which trains the convolutions"""
@@ -134,7 +152,7 @@ class Recipe:
     learning_rate: Rate = 0.2
     """first learning rate of SGD, which trains all else"""
     momentum: Momentum = 0.9
-    """Nesterov momentum of SGD"""
+    """Nesterov momentum of SGD; 0 is plain SGD"""
     weight_decay: Share = 1e-3
     """L2 penalty on the weights of linear layers; other weights have none"""
     label_smoothing: Annotated[float, Between(0, 0.99)] = 0.1
@@ -149,7 +167,7 @@ class Recipe:
     """share of the training images that is held out for validation"""
 
     # The drawn dataset
-    shapes_train: Annotated[int, Between(200)] = 5000
+    shapes_train: Annotated[int, Between(200, 1e6)] = 5000
     """drawn images to train and validate on"""
     shapes_seed: Seed = 0
     """seed of the drawing, apart from --seed"""
@@ -184,7 +202,7 @@ class DownloadSettings:
 class StatisticsSettings:
     """When a difference counts."""
 
-    resamples: Annotated[int, Between(10)] = 10000
+    resamples: Annotated[int, Between(10, 1e5)] = 10000
     """bootstrap resamples behind an interval"""
     level: Annotated[float, Between(1e-6, 0.5)] = 0.05
     """a difference counts where p is below this; intervals cover the rest"""
@@ -204,7 +222,7 @@ class StressSettings:
     """largest change of a pixel by an attack, of 255"""
     pgd_steps: Annotated[int, Between(2)] = 20
     """steps of the PGD attack"""
-    calibration_bins: Count = 15
+    calibration_bins: Annotated[int, Between(1, 1000)] = 15
     """bins of confidence in the calibration error"""
     curve_images: Annotated[int, Between(10)] = 200
     """test images behind deletion and insertion curves"""
@@ -231,15 +249,15 @@ class Settings:
     """where to compute; auto takes CUDA if present"""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """arithmetic; auto takes bf16 where the hardware has it"""
-    seeds: Count = 1
+    seeds: Annotated[int, Between(1, 1000)] = 1
     """train each network with this many seeds, from --seed on"""
-    shapes_test: Annotated[int, Between(20)] = 2000
+    shapes_test: Annotated[int, Between(20, 1e6)] = 2000
     """drawn images to test on"""
-    eval_batch: Count = 1000
+    eval_batch: ImageCount = 1000
     """images in an evaluation step"""
-    gradcam_images: Count = 2
+    gradcam_images: Annotated[int, Between(1, 1000)] = 2
     """test images explained per chosen class"""
-    failure_images: Count = 4
+    failure_images: Annotated[int, Between(1, 20)] = 4
     """images in each row of the failure figure"""
     recipe: Recipe = field(default_factory=Recipe)
     download: DownloadSettings = field(default_factory=DownloadSettings)
@@ -277,7 +295,20 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     settings = tyro.cli(Settings, prog="main.py", description=about, args=arguments, config=style)
     check_ranges(settings)
     check_combinations(settings)
+    settings = dataclasses.replace(settings, data_dir=expand_home("data_dir", settings.data_dir))
+    if settings.output_dir is not None:
+        settings = dataclasses.replace(
+            settings, output_dir=expand_home("output_dir", settings.output_dir)
+        )
     return settings
+
+
+def expand_home(option: str, folder: Path) -> Path:
+    """A leading ~ as the home folder: shells leave it alone in --data-dir=~/x."""
+    try:
+        return folder.expanduser()
+    except RuntimeError as error:
+        refuse_settings(option, f"{folder}: {error}")
 
 
 def refuse_settings(option: str, problem: str) -> NoReturn:
@@ -312,11 +343,26 @@ def check_combinations(settings: Settings) -> None:
     """Ends the program where settings are possible one by one, and not together."""
     recipe = settings.recipe
     images = 50_000 if recipe.dataset == "cifar10" else recipe.shapes_train
-    training_images = images * (1 - recipe.validation)
+    classes = 10
+    held_out = math.ceil(images * recipe.validation)
+    training_images = images - held_out
+    if min(held_out, training_images) < classes:
+        problem = f"leaves a class without images: {images} images are too few"
+        refuse_settings("validation", problem)
     if recipe.batch_size > training_images:
-        refuse_settings("batch_size", f"is larger than the {training_images:.0f} training images")
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        refuse_settings("device", "CUDA was asked for, but this PyTorch sees no CUDA device")
+        refuse_settings("batch_size", f"is larger than the {training_images} training images")
+    smallest_image = min(recipe.crop_size, IMAGE_SIZE)
+    last_map = smallest_image // 2 ** len(recipe.widths)
+    if last_map == 0:
+        most = int(math.log2(smallest_image))
+        problem = f"has more than {most} stages, which halve {smallest_image} pixels to nothing"
+        refuse_settings("widths", problem)
+    smallest_batch = training_images // math.ceil(training_images / recipe.batch_size)
+    if smallest_batch * last_map**2 == 1:
+        problem = "leaves batch norm a single value a channel, which has no variance"
+        refuse_settings("batch_size", problem)
+    if settings.statistics.power <= settings.statistics.level:
+        refuse_settings("power", "must be above --level, which chance alone reaches")
 
 
 # ---- 2. Machine --------------------------------------------------------------------------------
@@ -325,15 +371,56 @@ Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
+class Ranks:
+    """Which of torchrun's processes this is, of how many, and their common notice board."""
+
+    rank: int = 0
+    count: int = 1
+    rank_here: int = 0  # of those on this machine
+    count_here: int = 1
+    board: torch.distributed.Store | None = None  # None where there is one process
+
+    def announce(self, news: str) -> None:
+        if self.board is not None:
+            self.board.set(news, "")
+
+    def wait_for(self, news: str) -> None:
+        """Until another rank has announced it; torchrun ends this one if that one fails."""
+        while self.board is not None and not self.board.check([news]):
+            time.sleep(0.1)
+
+    def is_first_to(self, deed: str) -> bool:
+        """Whether no other rank has come here before."""
+        if self.board is None:
+            return True
+        try:
+            return self.board.add(deed, 1) == 1
+        except RuntimeError:  # the board has gone with the process that kept it
+            return True
+
+
+def find_ranks() -> Ranks:
+    """From what torchrun says in the environment."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return Ranks()
+    try:
+        board, rank, count = next(torch.distributed.rendezvous("env://"))
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"main.py: WORLD_SIZE is set, but not by torchrun: start it with that ({error})")
+    rank_here = int(os.environ.get("LOCAL_RANK", rank))
+    count_here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+    return Ranks(rank, count, rank_here, count_here, board)
+
+
+@dataclass(frozen=True)
 class Hardware:
-    """Where and in which arithmetic networks run, and which of torchrun's processes this is."""
+    """Where and in which arithmetic networks run, and which of several processes this is."""
 
     device: torch.device
     precision: Precision
     description: str
     eval_batch: int = 1000
-    rank: int = 0
-    ranks: int = 1
+    ranks: Ranks = field(default_factory=Ranks)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -346,22 +433,62 @@ def prepare_machine(settings: Settings) -> Hardware:
     """
     allow_only_deterministic_algorithms()
     keep_freed_memory()
-    ranks = int(os.environ.get("WORLD_SIZE", 1))
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    rank_here = int(os.environ.get("LOCAL_RANK", 0))
-    if settings.device != "cpu" and torch.cuda.is_available():
-        device = torch.device("cuda", rank_here % torch.cuda.device_count())
-        torch.cuda.set_device(device)
-    else:
-        device = torch.device("cpu")
-        if ranks > 1:
-            torch.set_num_threads(max(1, available_cores() // ranks_here))
+    ranks = find_ranks()
+    limit_threads(ranks)
+    device = choose_device(settings.device, ranks.rank_here)
     if settings.precision != "auto":
         precision: Precision = settings.precision
     else:
         precision = "bf16" if computes_bfloat16_fast(device) else "fp32"
-    rank = int(os.environ.get("RANK", 0))
-    return Hardware(device, precision, describe(device), settings.eval_batch, rank, ranks)
+    return Hardware(device, precision, describe(device), settings.eval_batch, ranks)
+
+
+def limit_threads(ranks: Ranks) -> None:
+    """At most a thread for each core that this process may use, of the cores that ranks share.
+
+    A container or a cluster often grants fewer cores than the machine has, which PyTorch counts.
+    """
+    threads = max(1, joblib.cpu_count() // ranks.count_here)
+    if ranks.count == 1:  # else torchrun has set one thread, which is no one's wish
+        threads = min(threads, torch.get_num_threads())
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+
+
+def choose_device(wanted: Literal["auto", "cuda", "cpu"], rank_here: int) -> torch.device:
+    """CUDA where it is there and works, if that is not ruled out."""
+    cpu = torch.device("cpu")
+    if wanted == "cpu":
+        return cpu
+    if torch.cuda.is_available():
+        device = torch.device("cuda", rank_here % torch.cuda.device_count())
+        problem = try_out(device)
+        if not problem:
+            torch.cuda.set_device(device)
+            return device
+    else:
+        problem = "it sees no CUDA device"
+    if wanted == "cuda":
+        refuse_settings("device", f"PyTorch {torch.__version__} can't use CUDA: {problem}")
+    if torch.cuda.is_available():
+        print(f"On the CPU, since PyTorch {torch.__version__} can't use CUDA: {problem}")
+    return cpu
+
+
+def try_out(device: torch.device) -> str:
+    """What goes wrong in a small convolution, "" if nothing does.
+
+    A card may be there that this PyTorch has no kernels for.
+    """
+    name = str(device)
+    try:
+        name = torch.cuda.get_device_name(device)
+        images = torch.zeros(1, 3, 8, 8, device=device)
+        filters = torch.zeros(4, 3, 3, 3, device=device)
+        F.relu(F.conv2d(images, filters)).sum().item()
+    except RuntimeError as error:
+        return f"{name}: {str(error).splitlines()[0]}"
+    return ""
 
 
 def allow_only_deterministic_algorithms() -> None:
@@ -385,25 +512,23 @@ def keep_freed_memory() -> None:
     libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def available_cores() -> int:
-    """Those that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def has_amx() -> bool:
+    """Whether the CPU has AMX, a matrix unit that computes bfloat16."""
+    return torch.cpu._is_amx_tile_supported()  # PyTorch's own check, though its name starts with _
 
 
 def computes_bfloat16_fast(device: torch.device) -> bool:
     """Whether a matrix unit computes bfloat16: on CPUs AMX; AVX512-BF16 alone is not counted."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_amx_tile_supported()  # PyTorch's own check, though its name starts with _
+    return has_amx()
 
 
 def describe(device: torch.device) -> str:
     """The device in words, as results name it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    amx = " with AMX" if torch.cpu._is_amx_tile_supported() else ""
+    amx = " with AMX" if has_amx() else ""
     threads = torch.get_num_threads()
     plural = "s" if threads > 1 else ""
     return f"{platform.machine()} CPU{amx}, {threads} thread{plural}"
@@ -411,6 +536,7 @@ def describe(device: torch.device) -> str:
 
 # ---- 3. Files ----------------------------------------------------------------------------------
 
+PATIENCE = 2.0  # seconds: for how long a virus scanner may hold a file
 CURE = "delete it, pass --retrain to train again, or choose another --output-dir"
 
 
@@ -423,14 +549,70 @@ def write_file(path: Path, content: bytes | str) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        move(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: object) -> None:
+def move(source: Path, target: Path) -> None:
+    """Rename, in place of any old `target`.
+
+    On Windows that fails while a reader or a virus scanner has the old one open: it is tried again
+    for a moment.
+    """
+    give_up = time.monotonic() + PATIENCE
+    while True:
+        try:
+            source.replace(target)
+            return
+        except PermissionError:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.05)
+
+
+def remove_unfinished(folder: Path, name: str = "*") -> None:
+    """Delete what killed processes left of `write_file`.
+
+    Only for who is alone in writing there: others' files would be deleted under their hands.
+    """
+    for temporary in folder.glob(f".{name}.*.tmp"):
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def hold_lock(path: Path, timeout: float) -> Iterator[None]:
+    """Hold a lock; Timeout where another process has it for `timeout` seconds, -1 for ever.
+
+    The system lets go of it when this process ends, however it ends.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    refuse_without_locks(path.parent)
+    with FileLock(path).acquire(timeout, poll_interval=0.2):
+        yield
+
+
+def refuse_without_locks(folder: Path) -> None:
+    """UserError where the file system has no locks, as those of clusters may be mounted.
+
+    What FileLock does there depends on its version: it waits for ever, or makes a lock that a
+    killed process leaves behind.
+    """
+    if sys.platform == "win32":
+        return
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"the file system of {folder} has no locks ({error.strerror}), without which two "
+                "runs could spoil each other's files: choose a folder on another disk"
+            ) from error
+
+
+def as_json(content: object) -> str:
     """`content` may hold arrays, which become lists."""
-    write_file(path, json.dumps(content, indent=2, default=np.ndarray.tolist) + "\n")
+    return json.dumps(content, indent=2, default=np.ndarray.tolist) + "\n"
 
 
 def write_tensors(path: Path, content: dict[str, Any]) -> None:
@@ -455,9 +637,54 @@ def read_tensors(path: Path) -> dict[str, Any]:
         raise UserError(f"{problem}: {CURE}") from error
 
 
-# ---- 4. Data -----------------------------------------------------------------------------------
+class ResultFiles:
+    """The files of a run's results, each written whole or not at all.
 
-IMAGE_SIZE = 32  # pixels, in height and width
+    One that can't be written does not keep the others from it. Those that an earlier run left in
+    the folder, and this one did not make, are deleted by `finish`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.list = folder / "results" / "files.json"  # of all that may be there
+        self.listed = self.read_list()
+        self.written: set[str] = set()
+        self.problems: list[str] = []
+
+    def read_list(self) -> set[str]:
+        try:
+            return set(json.loads(self.list.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):  # none yet, or not by this program
+            return set()
+
+    def write(self, name: str, content: bytes | str) -> None:
+        """`name` is the file's path in the folder, with forward slashes."""
+        self.written.add(name)
+        try:
+            if name not in self.listed:  # listed first, so that a killed run's files are known
+                self.listed.add(name)
+                write_file(self.list, as_json(sorted(self.listed)))
+            write_file(self.folder / name, content)
+        except OSError as error:
+            self.problems.append(f"{name} ({error.strerror})")
+
+    def finish(self) -> None:
+        """UserError where a file could not be written or deleted."""
+        for name in sorted(self.listed - self.written):
+            path = self.folder / name
+            try:
+                if path.resolve().is_relative_to(self.folder.resolve()):
+                    path.unlink(missing_ok=True)
+                self.listed.remove(name)
+            except OSError as error:
+                self.problems.append(f"{name}, of an earlier run ({error.strerror})")
+        with suppress(OSError):  # the problem is known by now
+            write_file(self.list, as_json(sorted(self.listed)))
+        if self.problems:
+            raise UserError(f"could not write to {self.folder}: {', '.join(self.problems)}")
+
+
+# ---- 4. Data -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -502,10 +729,13 @@ class Dataset:
     train: Images
     test: Images
     splits: Mapping[int, Split]
+    # CIFAR-10-C's arrays if they lie in the data folder, uint8 [5, N, 32, 32, 3] by corruption
+    official: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def load_data(settings: Settings) -> Dataset:
     """Drawn shapes, or CIFAR-10 (Krizhevsky, 2009), with a split for each seed of the run."""
+    official: dict[str, np.ndarray] = {}
     if settings.recipe.dataset == "shapes":
         title = "Shapes"
         classes = tuple(SHAPES)
@@ -519,10 +749,12 @@ def load_data(settings: Settings) -> Dataset:
         explained = ("cat", "dog", "bird", "airplane", "ship")
         train = Images(torch.from_numpy(train_part.data), torch.tensor(train_part.targets))
         test = Images(torch.from_numpy(test_part.data), torch.tensor(test_part.targets))
+        if settings.stress_tests.images() > 0:
+            official = find_official(settings.data_dir, test.labels)
     splits = {}
     for seed in settings.all_seeds():
         splits[seed] = split_train(train.labels, settings.recipe.validation, seed)
-    return Dataset(title, classes, explained, train, test, splits)
+    return Dataset(title, classes, explained, train, test, splits, official)
 
 
 def split_train(labels: Tensor, validation: float, seed: int) -> Split:
@@ -544,34 +776,88 @@ CIFAR10_MIRRORS = (
     CIFAR10.url,
 )
 CIFAR10_BYTES = 170_498_071
+CURE_OFFICIAL = "delete it, or fetch CIFAR-10-C again"
 
 
 def load_cifar10(settings: Settings) -> tuple[CIFAR10, CIFAR10]:
     """Training and test part; torchvision verifies their MD5 before it unpickles anything."""
+    folder = settings.data_dir
     try:
-        return open_cifar10(settings.data_dir)
+        return open_cifar10(folder)
     except RuntimeError:  # absent or not whole
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(settings.data_dir / ".lock"):  # several processes may come here together
-            fetch_cifar10(settings.data_dir, settings.download)
-        return open_cifar10(settings.data_dir)
+        pass
+    if folder.name == CIFAR10.base_folder:
+        folder = folder.parent
+    try:
+        with hold_lock(folder / ".lock", timeout=-1):
+            return open_or_fetch_cifar10(settings, folder)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        raise UserError(
+            f"{folder} has no CIFAR-10 unpacked and can't be written to ({error.strerror}): "
+            f"unpack {CIFAR10.filename} elsewhere, and name that folder by --data-dir"
+        ) from error
+
+
+class BareCIFAR10(CIFAR10):
+    """CIFAR-10 whose batches lie in the folder named, not in one below it."""
+
+    base_folder = ""
 
 
 def open_cifar10(folder: Path) -> tuple[CIFAR10, CIFAR10]:
     """Training and test part. Raises RuntimeError where a file is absent or not whole."""
-    return CIFAR10(folder, train=True), CIFAR10(folder, train=False)
+    kind = BareCIFAR10 if (folder / "data_batch_1").exists() else CIFAR10
+    return kind(folder, train=True), kind(folder, train=False)
+
+
+def open_or_fetch_cifar10(settings: Settings, folder: Path) -> tuple[CIFAR10, CIFAR10]:
+    """The same, for who holds the lock on `folder`, in which it is unpacked if need be."""
+    try:
+        return open_cifar10(settings.data_dir)  # by now, another process may have unpacked it
+    except RuntimeError:
+        fetch_cifar10(folder, settings.download)
+        return open_cifar10(settings.data_dir)
 
 
 def fetch_cifar10(folder: Path, settings: DownloadSettings) -> None:
     """Unpack the archive that lies in `folder`, or download it first."""
     archive = folder / CIFAR10.filename
-    if not check_integrity(archive, CIFAR10.tgz_md5):
+    if not is_archive(archive):
         download_from_mirrors(archive, settings)
+    unpack_cifar10(archive)
+
+
+def is_archive(path: Path) -> bool:
+    """Whether it is CIFAR-10's archive, to the bit."""
+    return check_integrity(path, CIFAR10.tgz_md5)
+
+
+def unpack_cifar10(archive: Path) -> None:
+    """Put the files that torchvision reads beside `archive`, each whole or not at all.
+
+    They are taken by name, so that whatever else an archive holds, nothing is written elsewhere.
+    """
+    wanted = {name for name, _ in (*CIFAR10.train_list, *CIFAR10.test_list)}
+    wanted.add(CIFAR10.meta["filename"])
+    folder = archive.parent / CIFAR10.base_folder
+    remove_unfinished(folder)
+    found = set()
     try:
         with tarfile.open(archive) as content:
-            content.extractall(folder, filter="data")  # refuses members outside the folder
-    except tarfile.TarError as error:
+            for member in content:
+                place, _, name = member.name.rpartition("/")
+                if place == CIFAR10.base_folder and name in wanted:
+                    file = content.extractfile(member)
+                    if file is not None:
+                        write_file(folder / name, file.read())
+                        found.add(name)
+    except (tarfile.TarError, EOFError, zlib.error) as error:
         raise UserError(f"{archive} cannot be unpacked: {error}") from error
+    if found != wanted:
+        missing = ", ".join(sorted(wanted - found))
+        raise UserError(f"{archive} does not hold {missing}")
 
 
 def download_from_mirrors(archive: Path, settings: DownloadSettings) -> None:
@@ -581,6 +867,8 @@ def download_from_mirrors(archive: Path, settings: DownloadSettings) -> None:
     where it stopped.
     """
     part = archive.with_name(f"{archive.name}.part")
+    if size_of(part) >= CIFAR10_BYTES and not is_archive(part):
+        part.unlink()  # there is nothing to add to it
     waiting = list(CIFAR10_MIRRORS)
     if settings.mirror:
         waiting.insert(0, settings.mirror)
@@ -590,22 +878,46 @@ def download_from_mirrors(archive: Path, settings: DownloadSettings) -> None:
         had = size_of(part)
         last_hope = not waiting or url in problems
         try:
-            download(url, part, last_hope, settings)
-            if not check_integrity(part, CIFAR10.tgz_md5):
+            if had < CIFAR10_BYTES:
+                download(url, part, last_hope, settings)
+            if not is_archive(part):
                 part.unlink()
                 raise OSError("what it gave has another MD5")
-            part.replace(archive)
+            move(part, archive)
             return
         except OSError as error:  # requests' errors are of this kind
             problems[url] = error
-            if size_of(part) > had:
+            gave_something = size_of(part) > had
+            had_a_bad_start = had > 0 and not part.exists()
+            if gave_something or had_a_bad_start:
                 waiting.append(url)
-    tried = "".join(f"; {url}: {error}" for url, error in problems.items())
+    raise UserError(say_download_failed(archive, problems))
+
+
+def say_download_failed(archive: Path, problems: Mapping[str, OSError]) -> str:
+    """What was tried, what is there, and what can be done."""
+    found = ""
+    if archive.exists():
+        size = size_of(archive)
+        found = f"{archive} is not whole ({size:,} of {CIFAR10_BYTES:,} bytes, or other ones), and "
+    tried = ""
+    for url, error in problems.items():
+        tried += f"; {without_secrets(url, url)}: {without_secrets(str(error), url)}"
     cure = f"Place {archive.name} (MD5 {CIFAR10.tgz_md5}) in {archive.parent}"
-    raise UserError(
-        f"CIFAR-10 could not be downloaded{tried}. {cure}, or try --dataset shapes, "
+    return (
+        f"{found}CIFAR-10 could not be downloaded{tried}. {cure}, or try --dataset shapes, "
         "which needs no network"
     )
+
+
+def without_secrets(text: str, url: str) -> str:
+    """`text` without the user, password and query of `url`; the last may be a token."""
+    parts = urllib.parse.urlsplit(url)
+    user, at, _ = parts.netloc.rpartition("@")
+    for secret in (user + at, "?" + parts.query):
+        if len(secret) > 1:
+            text = text.replace(secret, "")
+    return text
 
 
 def size_of(path: Path) -> int:
@@ -624,16 +936,21 @@ def download(url: str, part: Path, patient: bool, settings: DownloadSettings) ->
         headers["Range"] = f"bytes={have}-"
     timeout = (settings.connect_seconds, settings.slow_seconds)
     with requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
-        response.raise_for_status()
+        if not response.ok:
+            raise OSError(f"answers {response.status_code} {response.reason}")
         if response.status_code != requests.codes.partial:
             have = 0  # it starts from the beginning
-        size = have + int(response.headers.get("Content-Length", 0))
-        if size != CIFAR10_BYTES:
+        length = response.headers.get("Content-Length")
+        if length != str(CIFAR10_BYTES - have):
             kind = response.headers.get("Content-Type")
-            raise OSError(f"offers {size:,} bytes of {kind}, not the archive")
-        host = url.split("/")[2]
+            raise OSError(f"offers {length} bytes of {kind}, not the archive")
         bar = tqdm(
-            desc=f"CIFAR-10 from {host}", total=size, initial=have, unit="B", unit_scale=True
+            desc=f"CIFAR-10 from {urllib.parse.urlsplit(url).hostname}",
+            total=CIFAR10_BYTES,
+            initial=have,
+            unit="B",
+            unit_scale=True,
+            mininterval=0.1 if sys.stderr.isatty() else 60,  # in a log file a line a minute
         )
         with part.open("ab" if have else "wb") as file, bar:
             window_start = time.monotonic()
@@ -649,6 +966,55 @@ def download(url: str, part: Path, patient: bool, settings: DownloadSettings) ->
                         raise OSError(f"slow: {rate:.0f} kB/s")
                     window_start = time.monotonic()
                     window_bytes = 0
+
+
+# CIFAR-10-C: the test images under corruptions, as its authors publish them
+
+
+def find_official(folder: Path, labels: Tensor) -> dict[str, np.ndarray]:
+    """The arrays in `folder`/CIFAR-10-C, perhaps unpacked one level too deep, by corruption.
+
+    They are uint8 [5, N, 32, 32, 3] by severity, of the test images with `labels` [N], and stay on
+    the disk until they are used.
+    """
+    if folder.name == CIFAR10.base_folder:
+        folder = folder.parent
+    place = folder / "CIFAR-10-C"
+    arrays = {}
+    for path in sorted(place.rglob("[!.]*.npy")):  # macOS leaves notes that begin with a dot
+        if path.stem == "labels":
+            refuse_other_labels(path, labels)
+        else:
+            arrays[path.stem] = read_official(path, len(labels))
+    if arrays:
+        print(f"Corruptions are the {len(arrays)} arrays of CIFAR-10-C in {place}")
+    elif place.exists():
+        print(f"{place} holds no arrays (*.npy) of CIFAR-10-C: corruptions are made here")
+    return arrays
+
+
+def read_array(path: Path) -> np.ndarray:
+    """An array on the disk; UserError for anything else, also a pickle, which is not loaded."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path} is no array: {CURE_OFFICIAL}") from error
+
+
+def read_official(path: Path, count: int) -> np.ndarray:
+    """A file of CIFAR-10-C, which has all test images at severity 1, then at 2, and so on."""
+    array = read_array(path)
+    shape = (5 * count, IMAGE_SIZE, IMAGE_SIZE, 3)
+    if array.shape != shape or array.dtype != np.uint8:
+        found = f"{array.dtype} {list(array.shape)}, not uint8 {list(shape)}"
+        raise UserError(f"{path} holds {found}: {CURE_OFFICIAL}")
+    return array.reshape(5, count, *shape[1:])
+
+
+def refuse_other_labels(path: Path, labels: Tensor) -> None:
+    """UserError where CIFAR-10-C's own labels are not those of the test images."""
+    if not np.array_equal(read_array(path), np.tile(labels.numpy(), 5)):
+        raise UserError(f"{path} holds other labels than CIFAR-10's: {CURE_OFFICIAL}")
 
 
 # Drawn shapes
@@ -918,7 +1284,8 @@ class Convolution(nn.Conv2d):
     def forward(self, images: Tensor) -> Tensor:
         """[B, channels_in, H, W] to [B, channels_out, H, W]."""
         in_bfloat16_on_cpu = images.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-        if self.training and in_bfloat16_on_cpu and images.shape[3] <= self.narrow:
+        has_gradient = self.training and images.shape[3] <= self.narrow
+        if has_gradient and in_bfloat16_on_cpu and has_amx():
             return self.forward_side_by_side(images)
         return super().forward(images)
 
@@ -1148,7 +1515,7 @@ def make_optimizers(model: Classifier, recipe: Recipe) -> list[torch.optim.Optim
         ],
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
-        nesterov=True,
+        nesterov=recipe.momentum > 0,
         fused=True,
     )
     return [muon, sgd]
@@ -1256,7 +1623,7 @@ def train_step(
 
 def show_steps(batches: Sequence[Tensor], title: str, hardware: Hardware) -> tqdm:
     """The batches, with a progress bar on a terminal; those of several ranks would overlap."""
-    quiet = hardware.ranks > 1 or not sys.stderr.isatty()
+    quiet = hardware.ranks.count > 1 or not sys.stderr.isatty()
     return tqdm(
         batches, title, leave=False, unit="images", unit_scale=len(batches[0]), disable=quiet
     )
@@ -1409,18 +1776,19 @@ def refuse_other_training(
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that numbers depend on."""
-    found = {"python": platform.python_version()}
-    for package in (
-        "torch",
-        "torchvision",
-        "numpy",
-        "scikit-learn",
-        "opencv-python-headless",
-        "matplotlib",
-    ):
-        found[package] = version(package)
-    return found
+    """Of Python and of the packages that numbers depend on.
+
+    The modules say it, not pip's records: OpenCV comes under several names.
+    """
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+        "scikit-learn": sklearn.__version__,
+        "opencv": cv2.__version__,
+        "matplotlib": matplotlib.__version__,
+    }
 
 
 # From jobs to trained networks
@@ -1462,7 +1830,7 @@ def start_training(job: TrainingJob, data: Dataset, hardware: Hardware) -> Train
     optimizers = make_optimizers(model, job.recipe)
     for optimizer, state in zip(optimizers, states, strict=False):
         optimizer.load_state_dict(state)
-    rank = f"rank {hardware.rank}: " if hardware.ranks > 1 else ""
+    rank = f"rank {hardware.ranks.rank}: " if hardware.ranks.count > 1 else ""
     return Training(
         job=job,
         name=f"{rank}{job.network.title} seed {job.recipe.seed}",
@@ -1511,7 +1879,7 @@ def train_all(
     for the others, and does what one that died has left.
     """
     train_what_is_free(jobs, data, hardware, patience=0)
-    if hardware.rank != 0:
+    if hardware.ranks.rank != 0:
         return []
     train_what_is_free(jobs, data, hardware, patience=-1)  # waits without end
     trained = []
@@ -1527,10 +1895,11 @@ def train_what_is_free(
 ) -> None:
     """Do the jobs that no one has done; pass over one whose lock is held for `patience` seconds."""
     for job in jobs:
-        job.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(job.path.with_name(f".{job.path.name}.lock"), patience, poll_interval=0.2)
+        lock = hold_lock(job.path.with_name(f".{job.path.name}.lock"), patience)
         with suppress(Timeout), lock:
             if not job.path.exists():
+                remove_unfinished(job.path.parent, job.path.name)
+                remove_unfinished(job.path.parent, job.resume_path.name)
                 train_network(job, data, hardware)
 
 
@@ -1693,7 +2062,7 @@ def accuracy_intervals(runs: Runs, settings: StatisticsSettings) -> AccuracyInte
             )
             intervals.append(Interval(mean, 100 * float(low), 100 * float(high)))
         else:
-            interval = t_test(of_seeds, settings).interval
+            interval = t_test(of_seeds, 100 / images[k], settings).interval
             low, high = np.clip([interval.low, interval.high], 0, 100).tolist()
             intervals.append(Interval(mean, low, high))
     overall, *by_class = intervals
@@ -1706,20 +2075,23 @@ class TTest:
 
     interval: Interval
     p: float
+    standard_deviation: float  # of the values
 
 
-def t_test(values: np.ndarray, settings: StatisticsSettings) -> TTest:
+def t_test(values: np.ndarray, resolution: float, settings: StatisticsSettings) -> TTest:
     """Mean of `values` [S] with its t interval, and p of the t test that it is zero.
 
-    Equal values leave no doubt.
+    `resolution` is the step from one possible value to the next: the share of one image. Values
+    that agree within it are not known to be equal: the standard deviation is taken to be at least
+    that of rounding to it, resolution / sqrt(12) (JCGM 100:2008, the GUM, F.2.2.1).
     """
     mean = float(values.mean())
-    if np.ptp(values) == 0:
-        value = float(values[0])
-        return TTest(Interval(value, value, value), float(value == 0))
-    test = scipy.stats.ttest_1samp(values, 0)
-    low, high = test.confidence_interval(1 - settings.level)
-    return TTest(Interval(mean, float(low), float(high)), float(test.pvalue))
+    deviation = max(float(values.std(ddof=1)), resolution / math.sqrt(12))
+    standard_error = deviation / math.sqrt(len(values))
+    distribution = scipy.stats.t(len(values) - 1)
+    half = standard_error * float(distribution.ppf(1 - settings.level / 2))
+    p = 2 * float(distribution.sf(abs(mean) / standard_error))
+    return TTest(Interval(mean, mean - half, mean + half), p, deviation)
 
 
 def bootstrap_interval(change: np.ndarray, seed: int, settings: StatisticsSettings) -> Interval:
@@ -1786,14 +2158,13 @@ def compare_group(change: np.ndarray, settings: Settings) -> GroupComparison:
         only = tests[0]
         return GroupComparison(only.interval, only.p, only.p, Verdict.UNDECIDED, tests, None)
     by_seed = 100 * change.mean(1)
-    test = t_test(by_seed, settings.statistics)
-    deviation = float(by_seed.std(ddof=1))
+    test = t_test(by_seed, 100 / change.shape[1], settings.statistics)
     effect = stats.TTestPower().solve_power(
         nobs=len(change), alpha=settings.statistics.level, power=settings.statistics.power
     )
     spread = SpreadOverSeeds(
-        standard_deviation=deviation,
-        detectable_difference=float(effect) * deviation,
+        standard_deviation=test.standard_deviation,
+        detectable_difference=float(effect) * test.standard_deviation,
         interval_over_seeds_and_images=bootstrap_interval(100 * change, seed, settings.statistics),
     )
     difference = dataclasses.replace(test.interval, value=float(100 * change.mean()))
@@ -2174,12 +2545,14 @@ def elastic_transform(
 
 
 def pixelate(x: np.ndarray, scale: float, rng: np.random.Generator) -> np.ndarray:
-    """Made small and large again; all images as one long strip, so that Pillow is called twice."""
-    strip = np.rint(x * 255).astype(np.uint8).reshape(-1, IMAGE_SIZE, 3)
+    """Made small and large again."""
     side = int(IMAGE_SIZE * scale)
-    small = Image.fromarray(strip).resize((side, side * len(x)), Image.Resampling.BOX)
-    large = small.resize((IMAGE_SIZE, IMAGE_SIZE * len(x)), Image.Resampling.BOX)
-    return np.asarray(large).reshape(x.shape) / 255
+    box = Image.Resampling.BOX
+    made = []
+    for image in np.rint(x * 255).astype(np.uint8):
+        small = Image.fromarray(image).resize((side, side), box)
+        made.append(np.asarray(small.resize((IMAGE_SIZE, IMAGE_SIZE), box)))
+    return np.stack(made) / 255
 
 
 def jpeg_compression(x: np.ndarray, quality: int, rng: np.random.Generator) -> np.ndarray:
@@ -2189,8 +2562,8 @@ def jpeg_compression(x: np.ndarray, quality: int, rng: np.random.Generator) -> n
     decoded = []
     for image in np.rint(x * 255).astype(np.uint8)[..., ::-1]:  # OpenCV's BGR
         _, file = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-        decoded.append(np.asarray(cv2.imdecode(file, cv2.IMREAD_COLOR_RGB)))
-    return np.stack(decoded) / 255
+        decoded.append(np.asarray(cv2.imdecode(file, cv2.IMREAD_COLOR)))
+    return np.stack(decoded)[..., ::-1] / 255
 
 
 @dataclass(frozen=True)
@@ -2258,29 +2631,16 @@ class CorruptedImages:
     pixels: Tensor
 
 
-def corrupted_images(data: Dataset, index: Tensor, settings: Settings) -> Iterator[CorruptedImages]:
-    """Test images `index` under each corruption; the official ones if they lie in the folder."""
-    official: list[Path] = []
-    if settings.recipe.dataset == "cifar10":
-        official = sorted((settings.data_dir / "CIFAR-10-C").glob("[!l]*.npy"))  # not labels.npy
-    for path in official:
-        yield CorruptedImages(path.stem, read_official(path, len(data.test))[:, index])
-    if official:
+def corrupted_images(data: Dataset, index: Tensor, seed: int) -> Iterator[CorruptedImages]:
+    """Test images `index` under each corruption; the official ones if there are any."""
+    for name, array in data.official.items():
+        yield CorruptedImages(name, torch.from_numpy(array[:, index.numpy()]))
+    if data.official:
         return
     clean = data.test.pixels[index]
     for corruption in CORRUPTIONS:
-        made = [corrupt(clean, corruption, k, settings.recipe.seed) for k in SEVERITIES]
+        made = [corrupt(clean, corruption, severity, seed) for severity in SEVERITIES]
         yield CorruptedImages(corruption.name, torch.stack(made))
-
-
-def read_official(path: Path, count: int) -> Tensor:
-    """A file of CIFAR-10-C: all test images at five severities, uint8 [5, count, 32, 32, 3]."""
-    try:
-        array = np.load(path, mmap_mode="c")
-        return torch.from_numpy(array.reshape(5, count, IMAGE_SIZE, IMAGE_SIZE, 3))
-    except (ValueError, EOFError) as error:  # also where it holds a pickle, which is not loaded
-        problem = f"{path} is no array of CIFAR-10-C"
-        raise UserError(f"{problem}: delete it, or fetch it again") from error
 
 
 @dataclass(frozen=True)
@@ -2313,7 +2673,7 @@ def study_corruptions(
     clean = data.test.select(index)
     hits: dict[str, list[np.ndarray]] = {key: [] for key in evaluations}
     examples: dict[str, np.ndarray] = {}
-    bar = show_progress(corrupted_images(data, index, settings), "corruptions")
+    bar = show_progress(corrupted_images(data, index, settings.recipe.seed), "corruptions")
     for corrupted in bar:
         bar.set_postfix_str(corrupted.name)
         examples[corrupted.name] = corrupted.pixels[SEVERITIES.index(3), 0].numpy()
@@ -2346,7 +2706,8 @@ def score_corruptions(
             hits = of_network.sum((1, 2)) - correct[first_key].sum((1, 2))  # [seeds, images]
             gains = 100 * hits / tries
             if len(gains) > 1:
-                change = t_test(gains.mean(1), settings.statistics).interval
+                resolution = 100 / (tries * gains.shape[1])
+                change = t_test(gains.mean(1), resolution, settings.statistics).interval
             else:
                 change = bootstrap_interval(gains, settings.recipe.seed, settings.statistics)
         scores[key] = CorruptionScores(
@@ -2768,6 +3129,10 @@ class StressResults:
     networks: tuple[NetworkStress, ...]
     original: np.ndarray  # uint8 [32, 32, 3]
     corrupted: dict[str, np.ndarray]  # by corruption, at severity 3
+    official: bool  # whether the corrupted images are CIFAR-10-C's own
+
+    def corruption_source(self) -> str:
+        return "the published arrays" if self.official else "made by main.py"
 
 
 def stressed_images(data: Dataset, settings: StressSettings) -> Tensor:
@@ -2806,7 +3171,13 @@ def run_stress_tests(
                 gates=study_gates(first_model, images, len(data.classes), hardware),
             )
         )
-    return StressResults(data.classes, tuple(results), corruptions.original, corruptions.examples)
+    return StressResults(
+        classes=data.classes,
+        networks=tuple(results),
+        original=corruptions.original,
+        corrupted=corruptions.examples,
+        official=len(data.official) > 0,
+    )
 
 
 # ---- 11. Results -------------------------------------------------------------------------------
@@ -3557,28 +3928,27 @@ def named_images(results: Results) -> Iterator[tuple[str, ExplainedImage]]:
         yield f"{results.classes[image.label]}_{seen[image.label]}", image
 
 
-def save_figures(results: Results, folder: Path) -> None:
-    """Write all figures to plots/, and the single Grad-CAM overlays to gradcam/."""
+def save_figures(results: Results, files: ResultFiles) -> None:
+    """All figures in plots/, and the single Grad-CAM overlays in gradcam/."""
     with figure_style():
         for name, plot in all_figures(results):
             figure = plot()
             if figure is not None:
-                save_figure(figure, folder / "plots" / name)
+                files.write(f"plots/{name}.png", rendered(figure, "png", {"Software": None}))
+                files.write(f"plots/{name}.pdf", rendered(figure, "pdf", {"CreationDate": None}))
     for name, image in named_images(results):
         for answer in image.answers:
-            path = folder / "gradcam" / answer.network.key / f"{name}.png"
             picture = Image.fromarray(overlay(image.pixels, answer.heatmap))
             buffer = io.BytesIO()
             picture.save(buffer, "PNG")
-            write_file(path, buffer.getvalue())
+            files.write(f"gradcam/{answer.network.key}/{name}.png", buffer.getvalue())
 
 
-def save_figure(figure: Figure, stem: Path) -> None:
-    """As PNG and PDF; neither holds a date, so that a rerun gives the same bytes."""
-    for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix[1:], dpi=200, metadata=metadata)
-        write_file(stem.with_name(stem.name + suffix), buffer.getvalue())
+def rendered(figure: Figure, file_type: str, without: dict[str, None]) -> bytes:
+    """The figure's file, `without` a date or version: so a rerun gives the same bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=file_type, dpi=200, metadata=without)
+    return buffer.getvalue()
 
 
 # ---- 13. Report --------------------------------------------------------------------------------
@@ -3586,16 +3956,15 @@ def save_figure(figure: Figure, stem: Path) -> None:
 # Files of numbers
 
 
-def write_numbers(results: Results, folder: Path) -> None:
+def write_numbers(results: Results, files: ResultFiles) -> None:
     """All that was measured, as JSON in results/."""
-    folder = folder / "results"
+    files.write("results/comparison.json", as_json(comparison_record(results)))
+    if results.stress is not None:
+        files.write("results/robustness.json", as_json(stress_record(results.stress)))
     for of_network in results.networks:
         accuracy = by_class_name(results.classes, of_network.accuracy.by_class)
         means = {name: interval.value for name, interval in accuracy.items()}
-        write_json(folder / f"{of_network.network.key}_classwise_accuracy.json", means)
-    write_json(folder / "comparison.json", comparison_record(results))
-    if results.stress is not None:
-        write_json(folder / "robustness.json", stress_record(results.stress))
+        files.write(f"results/{of_network.network.key}_classwise_accuracy.json", as_json(means))
 
 
 def by_class_name(classes: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
@@ -3634,6 +4003,7 @@ def comparison_record(results: Results) -> dict[str, Any]:
         "compared_with_first": compared,
         "verdicts": verdicts,
         "stress": measured_means(results.stress),
+        "corruptions": corruptions_record(results.stress),
         "seconds": results.seconds,
     }
 
@@ -3662,6 +4032,14 @@ def run_record(run: RunResults, classes: Sequence[str]) -> dict[str, Any]:
     """One seed's run, its accuracy by class under the classes' names."""
     by_class = by_class_name(classes, run.class_accuracy.tolist())
     return {**dataclasses.asdict(run), "class_accuracy": by_class}
+
+
+def corruptions_record(stress: StressResults | None) -> dict[str, Any]:
+    """Which corruptions were tried, and where the corrupted images come from."""
+    if stress is None:
+        return {}
+    names = list(stress.corrupted)
+    return {"count": len(names), "source": stress.corruption_source(), "names": names}
 
 
 def measured_means(stress: StressResults | None) -> dict[str, dict[str, float]]:
@@ -3782,7 +4160,7 @@ def latex_table(table: Table) -> str:
 # What report.tex reads
 
 
-def write_report(results: Results, folder: Path) -> None:
+def write_report(results: Results, files: ResultFiles) -> None:
     """summary.md and what report.tex reads; the former also to the terminal."""
     settings = results.settings
     about = (
@@ -3793,9 +4171,11 @@ def write_report(results: Results, folder: Path) -> None:
     parts += results.verdicts
     if results.stress is not None:
         parts.append(markdown_table(stress_table(results.stress)))
-    write_file(folder / "results" / "summary.md", "\n\n".join(parts) + "\n")
-    write_file(folder / "results" / "report_values.tex", latex_values(results))
-    print("", *parts, f"Everything is in {folder}/", sep="\n\n")
+        count = len(results.stress.corrupted)
+        parts.append(f"Corruptions of CIFAR-10-C: {count}, {results.stress.corruption_source()}.")
+    files.write("results/summary.md", "\n\n".join(parts) + "\n")
+    files.write("results/report_values.tex", latex_values(results))
+    print("", *parts, f"Everything is in {files.folder}/", sep="\n\n")
 
 
 def latex_values(results: Results) -> str:
@@ -3880,25 +4260,24 @@ class Stopwatch:
 
 @contextmanager
 def hold_folder(folder: Path, hardware: Hardware) -> Iterator[None]:
-    """Hold the folder, so that no second run writes to it; rank 0 does it for all ranks.
-
-    The system lets go of it when the process ends, however it ends.
-    """
-    if hardware.rank != 0:
+    """Hold the folder, so that no second run writes to it; rank 0 does it for all ranks."""
+    if hardware.ranks.rank != 0:
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
     holder = folder / ".held_by"
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            write_file(holder, f"process {os.getpid()} on {platform.node()}")
-            for left_by_a_killed_run in (*folder.rglob(".*.tmp"), *folder.glob(".farewell")):
-                left_by_a_killed_run.unlink()
-            yield
-    except Timeout as error:
-        who = holder.read_text() if holder.exists() else "another process"
-        cure = "wait for it, or choose another --output-dir"
-        raise UserError(f"{folder} is in use by {who}: {cure}") from error
+    with ExitStack() as held:
+        try:
+            held.enter_context(hold_lock(folder / ".lock", timeout=0))
+        except Timeout as error:
+            who = "another process"
+            if holder.exists():
+                who = holder.read_text(encoding="utf-8")
+            cure = "wait for it, or choose another --output-dir"
+            raise UserError(f"{folder} is in use by {who}: {cure}") from error
+        for own in (folder, folder / "results", folder / "plots", *folder.glob("gradcam/*")):
+            remove_unfinished(own)
+        write_file(holder, f"process {os.getpid()} on {platform.node()}")
+        yield
 
 
 @contextmanager
@@ -3909,20 +4288,33 @@ def one_line_errors(settings: Settings, hardware: Hardware) -> Iterator[None]:
         return
     except (UserError, OSError) as error:
         farewell = str(error)
-    except torch.OutOfMemoryError:
-        farewell = "the GPU's memory is full: lower --batch-size, --eval-batch or --widths"
+    except (MemoryError, RuntimeError) as error:
+        if not is_lack_of_memory(error):
+            raise
+        farewell = (
+            f"the memory of {hardware.description} is full: lower --batch-size, --eval-batch, "
+            "--widths, or the number of images"
+        )
     except KeyboardInterrupt:
         farewell = say_interrupted(settings, hardware)
-    if hardware.ranks > 1 and not is_first_to_speak(settings.output()):
+    if not hardware.ranks.is_first_to("say why the run ends"):
         sys.exit(1)
     sys.exit(f"main.py: {farewell}")
+
+
+def is_lack_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, as NumPy, PyTorch and CUDA's libraries say it."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    signs = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+    return any(sign in str(error) for sign in signs)
 
 
 def say_interrupted(settings: Settings, hardware: Hardware) -> str:
     """What an interrupted run keeps, and how to go on."""
     another_rank = ""
-    if hardware.ranks > 1:
-        another_rank = f", or another of the {hardware.ranks} ranks died"
+    if hardware.ranks.count > 1:
+        another_rank = f", or another of the {hardware.ranks.count} ranks died"
     same_command = "the same command"
     if settings.retrain:
         same_command += " without --retrain"
@@ -3930,31 +4322,23 @@ def say_interrupted(settings: Settings, hardware: Hardware) -> str:
     return f"interrupted{another_rank}; {kept}, and {same_command} goes on from there"
 
 
-def is_first_to_speak(folder: Path) -> bool:
-    """Of several ranks that end, whether this one is to say why."""
-    try:
-        (folder / ".farewell").touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
 def prepare_console() -> None:
     """Show progress in a log file at once; end at SIGTERM as at Ctrl-C.
 
     SIGTERM is how torchrun stops the other ranks when one dies.
     """
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not in a notebook
+            # What a console can't show (a folder's name) is shown by its number.
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The README's list of steps."""
+    prepare_console()
     settings = parse_settings(arguments)
     folder = settings.output()
-    prepare_console()
     hardware = prepare_machine(settings)
     watch = Stopwatch()
     with one_line_errors(settings, hardware), hold_folder(folder, hardware):
@@ -3963,10 +4347,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         watch.lap("data")
 
         jobs = training_jobs(settings)
-        if hardware.rank == 0:
+        if hardware.ranks.rank == 0:
             prepare_files(jobs, len(data.classes), settings.retrain)
+            hardware.ranks.announce("the files are ready")
+        hardware.ranks.wait_for("the files are ready")
         trained = train_all(jobs, data, hardware)
-        if hardware.rank != 0:
+        if hardware.ranks.rank != 0:
             return  # rank 0 goes on
         watch.lap("training")
 
@@ -3983,9 +4369,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results = collect(
             settings, hardware, data, evaluations, comparisons, explanation, stress, watch.seconds
         )
-        write_numbers(results, folder)  # before any figure: one that fails loses no number
-        save_figures(results, folder)
-        write_report(results, folder)
+        files = ResultFiles(folder)
+        write_numbers(results, files)  # before any figure: one that fails loses no number
+        save_figures(results, files)
+        write_report(results, files)
+        files.finish()
 
 
 if __name__ == "__main__":
