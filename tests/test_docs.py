@@ -117,6 +117,14 @@ def test_the_report_compiles_clean(tiny_run, tmp_path):
     assert "one seed can’t speak for the architecture" in text
 
 
+@pytest.mark.parametrize("stages", [2, 4])
+def test_a_paper_on_networks_of_other_depths(tmp_path, stages):
+    main.main(tiny(tmp_path / "run", *STRESS, "--widths", *["16"] * stages))
+    text, log, _ = compile_report(tmp_path, tmp_path / "run")
+    assert_clean(log)
+    assert f"shuffled down to stage {stages}" in text
+
+
 class Blind(main.SmallCNN):
     """A network that sees nothing: its classifier is given zeros."""
 

@@ -52,7 +52,10 @@ def archive_of(*members):
     return made.getvalue()
 
 
-ARCHIVE = archive_of(("cifar-10-batches-py/batches.meta", random.Random(0).randbytes(600_000)))
+BATCHES = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch", "batches.meta"]
+ARCHIVE = archive_of(
+    *((f"cifar-10-batches-py/{name}", random.Random(name).randbytes(90_000)) for name in BATCHES)
+)
 
 
 class Mirror(http.server.BaseHTTPRequestHandler):
@@ -61,7 +64,7 @@ class Mirror(http.server.BaseHTTPRequestHandler):
     asked: typing.ClassVar[list] = []
 
     def do_GET(self):
-        fault = self.path.strip("/")
+        fault = self.path.split("?")[0].strip("/")
         start = 0 if fault == "norange" else int(self.headers.get("Range", "bytes=0-")[6:-1])
         self.asked.append((fault, int(self.headers.get("Range", "bytes=0-")[6:-1])))
         if fault in ("404", "503"):
@@ -79,6 +82,9 @@ class Mirror(http.server.BaseHTTPRequestHandler):
         bodies = {"html": b"<html>We are down for maintenance</html>", "other": bytes(len(ARCHIVE))}
         bodies["short"] = ARCHIVE[: len(ARCHIVE) // 2]
         body = bodies.get(fault, ARCHIVE)
+        if start >= len(body):
+            self.send_error(416)
+            return
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body) - start))
         self.send_header("Content-Type", "text/html" if fault == "html" else "application/gzip")
@@ -123,7 +129,9 @@ def mirrors(monkeypatch, tmp_path):
 
 def arrived(folder):
     names = sorted(path.name for path in folder.iterdir())
-    return names == ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
+    unpacked = sorted(path.name for path in (folder / "cifar-10-batches-py").iterdir())
+    archive_and_batches = ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
+    return names == archive_and_batches and unpacked == sorted(BATCHES)
 
 
 FAULTS = ("404", "503", "html", "short", "other", "loop", "silent", "nobody")
@@ -193,14 +201,69 @@ def test_when_no_mirror_is_left_one_message_says_all(mirrors, capsys):
     assert "\n" not in message and "Traceback" not in capsys.readouterr().err
 
 
-def test_members_outside_the_folder_are_refused(mirrors, monkeypatch):
+PART = "cifar-10-python.tar.gz.part"
+
+
+def test_a_part_that_is_whole_needs_no_network(mirrors):
+    """The process was killed between the last byte and the file's new name."""
+    folder, settings = mirrors("nobody")
+    (folder / PART).write_bytes(ARCHIVE)
+    main.fetch_cifar10(folder, settings)
+    assert arrived(folder) and not Mirror.asked
+
+
+@pytest.mark.parametrize(
+    "part", [bytes(len(ARCHIVE)), ARCHIVE + b"more", bytes(1000), ARCHIVE[:1000] + bytes(1000)],
+    ids=["bad", "too long", "bad start", "bad end"],
+)  # fmt: skip
+def test_a_bad_part_is_fetched_again(mirrors, part):
+    folder, settings = mirrors("good")
+    (folder / PART).write_bytes(part)
+    main.fetch_cifar10(folder, settings)
+    assert arrived(folder) and Mirror.asked[-1] == ("good", 0)
+
+
+def test_a_damaged_archive_in_place_is_mentioned(mirrors, capsys):
     folder, _ = mirrors("nobody")
-    evil = archive_of(("../evil", b"evil"))
-    monkeypatch.setattr(main.CIFAR10, "tgz_md5", hashlib.md5(evil).hexdigest())
-    (folder / "cifar-10-python.tar.gz").write_bytes(evil)
-    with pytest.raises(SystemExit, match="evil"):
-        main.main(["--data-dir", str(folder), "--output-dir", str(folder / "out")])
-    assert not (folder.parent / "evil").exists()
+    (folder / "cifar-10-python.tar.gz").write_bytes(ARCHIVE[:1000])
+    message = refused(capsys, "--data-dir", str(folder), "--output-dir", str(folder / "out"))
+    assert f"{folder / 'cifar-10-python.tar.gz'} is not whole (1,000 of " in message
+
+
+@pytest.mark.parametrize("place", ["127.0.0.1:{port}/404", "127.0.0.1:1/nobody"])
+def test_secrets_of_a_mirror_are_not_shown(mirrors, capsys, place):
+    folder, _ = mirrors("503")
+    port = main.CIFAR10_MIRRORS[0].split(":")[2].split("/")[0]
+    mirror = f"http://me:opensesame@{place.format(port=port)}?token=hunter2"
+    message = refused(
+        capsys, "--data-dir", str(folder), "--output-dir", str(folder / "out"), "--mirror", mirror
+    )
+    assert f"http://{place.format(port=port)}: " in message
+    for word in ("me:", "opensesame", "hunter2"):
+        assert word not in message
+
+
+def test_a_log_file_gets_a_line_a_minute(mirrors, capsys):
+    folder, settings = mirrors("slow")
+    main.fetch_cifar10(folder, settings)  # takes over two seconds
+    assert arrived(folder) and capsys.readouterr().err.count("CIFAR-10 from 127.0.0.1") <= 3
+
+
+EVIL = archive_of(
+    ("../evil", b"evil"),
+    ("/tmp/evil", b"evil"),
+    ("cifar-10-batches-py/../../evil", b"evil"),
+    ("cifar-10-batches-py/evil", b"evil"),
+)
+
+
+def test_nothing_but_the_batches_is_unpacked(mirrors, monkeypatch, capsys):
+    folder, _ = mirrors("nobody")
+    monkeypatch.setattr(main.CIFAR10, "tgz_md5", hashlib.md5(EVIL).hexdigest())
+    (folder / "cifar-10-python.tar.gz").write_bytes(EVIL)
+    message = refused(capsys, "--data-dir", str(folder), "--output-dir", str(folder / "out"))
+    assert "cifar-10-python.tar.gz does not hold batches.meta, data_batch_1" in message
+    assert not list(folder.parent.rglob("evil"))
 
 
 # Kills
@@ -354,6 +417,84 @@ def test_a_dead_rank_ends_the_run_and_the_rerun_trains_what_was_missing(tmp_path
     for name in finished:
         assert f"Using {tmp_path / 'models' / name}" in out
     TRIED["dead ranks"] += 1
+
+
+def test_ranks_that_train_again_share_the_work(tmp_path):
+    """Though one rank may come when the old weights have not been deleted yet."""
+    first = torchrun(tmp_path)
+    _, errors = first.communicate(timeout=300)
+    assert first.returncode == 0, errors
+    again = torchrun(tmp_path, "--retrain", "--epochs", "40")
+    out, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors
+    assert "rank 0: " in out and "rank 1: " in out
+
+
+def test_each_refused_start_of_ranks_says_why(tmp_path, tiny_run):
+    shutil.copytree(tiny_run / "models", tmp_path / "models")
+    for _ in range(2):
+        run = torchrun(tmp_path, "--epochs", "3")
+        out, errors = run.communicate(timeout=120)
+        assert run.returncode != 0
+        lines = [line for line in errors.splitlines() if line.startswith("main.py:")]
+        assert len(lines) == 1 and "was trained otherwise, epochs 2 (now 3)" in lines[0]
+        assert "epoch 1/3" not in out
+
+
+COLD = """
+import hashlib, pickle, sys
+import main
+from main import CIFAR10
+
+folder = main.Path(sys.argv[1])
+batches = {}
+for name in sys.argv[2].split(","):
+    content = {"data": main.np.zeros((20, 3072), "uint8"), "labels": list(range(10)) * 2}
+    if name == "batches.meta":
+        content = {"label_names": list("abcdefghij")}
+    batches[name] = pickle.dumps(content) + bytes(5_000_000)  # what follows a pickle is not read
+CIFAR10.train_list = [[n, hashlib.md5(b).hexdigest()] for n, b in batches.items() if "data" in n]
+CIFAR10.test_list = [["test_batch", hashlib.md5(batches["test_batch"]).hexdigest()]]
+CIFAR10.meta = {**CIFAR10.meta, "md5": hashlib.md5(batches["batches.meta"]).hexdigest()}
+archive = folder / CIFAR10.filename
+if sys.argv[3] == "make":
+    with main.tarfile.open(archive, "w:gz", compresslevel=1) as file:
+        for name, content in batches.items():
+            member = main.tarfile.TarInfo(f"{CIFAR10.base_folder}/{name}")
+            member.size = len(content)
+            file.addfile(member, main.io.BytesIO(content))
+else:
+    CIFAR10.tgz_md5 = hashlib.md5(archive.read_bytes()).hexdigest()
+    print("ready", flush=True)
+    input()
+    train, test = main.load_cifar10(main.Settings(data_dir=folder))
+    assert len(train) == 100 and len(test) == 20
+"""
+
+
+def test_processes_that_unpack_together_do_not_disturb_each_other(tmp_path):
+    """Each comes to a folder that holds the archive alone, as torchrun's first run does."""
+
+    def cold(what):
+        command = [sys.executable, "-c", COLD, str(tmp_path), ",".join(BATCHES), what]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            command, cwd=MAIN.parent, stdin=pipe, stdout=pipe, stderr=pipe, text=True
+        )
+
+    assert cold("make").wait(120) == 0
+    for _ in range(3):
+        shutil.rmtree(tmp_path / "cifar-10-batches-py", ignore_errors=True)
+        processes = [cold("load") for _ in range(3)]
+        for process in processes:
+            assert process.stdout.readline() == "ready\n", process.communicate()[1]
+        for process in processes:
+            process.stdin.write("\n")
+            process.stdin.flush()
+        for process in processes:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+        TRIED["cold starts"] += 1
 
 
 # Files
@@ -556,12 +697,32 @@ def test_a_loss_that_is_not_finite_stops_training(tmp_path, capsys):
     TRIED["diverged trainings"] += 1
 
 
-def test_a_full_gpu_says_what_to_lower(tmp_path, monkeypatch, capsys):
+FULL = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", FULL, ids=lambda error: str(error)[:40])
+def test_full_memory_says_what_to_lower(tmp_path, monkeypatch, capsys, error):
     def fail(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(main, "train_network", fail)
     assert "--batch-size" in refused(capsys, *tiny(tmp_path))
+
+
+def test_errors_of_the_program_keep_their_traceback(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(main, "train_network", fail)
+    with pytest.raises(RuntimeError, match="mat1"):
+        main.main(tiny(tmp_path))
 
 
 BAD = [
@@ -571,7 +732,12 @@ BAD = [
     "--crop-epochs 2", "--crop-padding 40", "--crop-size 33", "--widths 0", "--widths",
     "--stem 28", "--muon-rate 0", "--reduction 0", "--device tpu", "--precision fp8",
     "--dataset mnist", "--shapes-train 3", "--level 0", "--stress some", "--epsilons 0",
-    "--epsilons 1 256", "--nonsense 1",
+    "--epsilons 1 256", "--nonsense 1", "--widths 8 8 8 8 8", "--widths 1000000000",
+    "--crop-size 8 --widths 8 8 8 8", "--validation 0.01 --dataset shapes --shapes-train 300",
+    "--validation 0.9 --dataset shapes --shapes-train 200 --batch-size 21",
+    "--shapes-test 1000000000", "--shapes-train 1000000000", "--resamples 1000000000",
+    "--batch-size 1 --widths 8 8 8 8", "--power 0.1 --level 0.2", "--failure-images 1000000",
+    "--calibration-bins 1000000000", "--data-dir ~nobody-of-this-name/data",
 ]  # fmt: skip
 
 
@@ -582,7 +748,9 @@ def test_impossible_settings_are_usage_errors(bad, capsys, monkeypatch):
         main.main(bad.split())
     assert ended.value.code == 2
     errors = capsys.readouterr().err
-    assert bad.split()[0] in " ".join(errors.split()) and "Traceback" not in errors
+    named = [option for option in bad.split() if option.startswith("--")]
+    assert any(option in " ".join(errors.split()) for option in named)
+    assert "Traceback" not in errors
     TRIED["impossible settings"] += 1
 
 
@@ -590,4 +758,4 @@ def test_impossible_settings_are_usage_errors(bad, capsys, monkeypatch):
 def test_absent_cuda_is_a_usage_error(capsys):
     with pytest.raises(SystemExit) as ended:
         main.main(["--device", "cuda"])
-    assert ended.value.code == 2 and "no CUDA device" in capsys.readouterr().err
+    assert ended.value.code == 2 and "sees no CUDA device" in capsys.readouterr().err

@@ -108,11 +108,11 @@ def test_a_corruption_does_not_depend_on_its_place_in_the_table(monkeypatch):
     """One put before the others changes none of them; two of the same kind draw apart by name."""
     _, data = main.draw_shapes(20, 0), main.draw_shapes(20, 3)
     dataset = main.Dataset("made", tuple("abcdefghij"), ("a",), data, data, {})
-    settings, index = main.Settings(), torch.arange(5)
-    before = {one.name: one.pixels for one in main.corrupted_images(dataset, index, settings)}
+    index = torch.arange(5)
+    before = {one.name: one.pixels for one in main.corrupted_images(dataset, index, seed=42)}
     twin = dataclasses.replace(CORRUPTIONS["gaussian_noise"], name="twin")
     monkeypatch.setattr(main, "CORRUPTIONS", [twin, *reversed(main.CORRUPTIONS)])
-    after = {one.name: one.pixels for one in main.corrupted_images(dataset, index, settings)}
+    after = {one.name: one.pixels for one in main.corrupted_images(dataset, index, seed=42)}
     assert all(torch.equal(before[name], after[name]) for name in NAMES)
     assert not torch.equal(after["twin"], after["gaussian_noise"])
 
@@ -162,7 +162,7 @@ def test_the_corruptions_summary_is_that_of_their_images():
     assert baseline.change is None
     gains = 100 * (correct["se_attention"].mean((1, 2, 3)) - correct["baseline"].mean((1, 2, 3)))
     assert se.change.value == pytest.approx(gains.mean())
-    expected = dataclasses.astuple(main.t_test(gains, main.StatisticsSettings()).interval)
+    expected = dataclasses.astuple(main.t_test(gains, 100 / 40, main.StatisticsSettings()).interval)
     assert dataclasses.astuple(se.change) == pytest.approx(expected)
     errors = [1 - correct[key].mean((0, 2, 3)) for key in ("se_attention", "baseline")]
     assert se.mean_corruption_error == pytest.approx(100 * np.mean(errors[0] / errors[1]))
@@ -181,27 +181,6 @@ def test_corruptions_under_which_the_first_network_never_errs_have_no_ratio():
         ("a", "b"), {"baseline": perfect, "se_attention": half}, main.Settings()
     )
     assert scores["se_attention"].mean_corruption_error is None
-
-
-def test_official_arrays_are_used_where_they_lie(tmp_path):
-    folder = tmp_path / "CIFAR-10-C"
-    folder.mkdir()
-    images = main.draw_shapes(20, 0)
-    data = main.Dataset("CIFAR-10", tuple("abcdefghij"), ("a",), images, images, {})
-    settings, index = main.Settings(data_dir=tmp_path), torch.tensor([3, 7])
-    assert [one.name for one in main.corrupted_images(data, index, settings)] == list(CORRUPTIONS)
-    made = np.arange(5 * 20, dtype=np.uint8)[:, None, None, None] * np.ones(
-        (1, 32, 32, 3), np.uint8
-    )
-    np.save(folder / "glass_blur.npy", made)
-    np.save(folder / "labels.npy", np.zeros(100))
-    (found,) = main.corrupted_images(data, index, settings)
-    assert found.name == "glass_blur"
-    assert found.pixels[:, :, 0, 0, 0].tolist() == [[20 * k + 3, 20 * k + 7] for k in range(5)]
-    for content in (np.zeros(7), np.array([{"a": 1}], dtype=object)):
-        np.save(folder / "glass_blur.npy", content, allow_pickle=True)
-        with pytest.raises(main.UserError, match="glass_blur"):
-            list(main.corrupted_images(data, index, settings))
 
 
 # Attacks
