@@ -107,6 +107,13 @@ def test_command_line_becomes_settings():
     assert str(main.parse_settings([]).output()) == "output"
 
 
+def test_images_are_not_joined_where_that_does_not_pay(monkeypatch):
+    monkeypatch.setattr(main, "has_amx", lambda: False)
+    monkeypatch.setattr(main.Convolution, "forward_side_by_side", None)  # calling it would fail
+    with torch.autocast("cpu", torch.bfloat16):
+        assert main.Convolution(8, 16)(torch.randn(4, 8, 4, 4)).shape == (4, 16, 4, 4)
+
+
 def test_precision_follows_the_hardware(monkeypatch):
     settings = main.Settings(device="cpu")
     for amx, expected in ((True, "bf16"), (False, "fp32")):
@@ -311,7 +318,8 @@ def test_convolutions_start_as_copies():
     [(20, 3, 20), (20, 4, 5), (12, 6, 4), (10, 8, 10), (7, 3, 7), (23, 4, 1), (4, 12, 0)],
 )
 def test_images_side_by_side_change_neither_answers_nor_gradients(monkeypatch, count, width, n):
-    """`n` images abreast; 0 stands for the usual convolution."""
+    """`n` images abreast; 0 stands for the usual convolution. As on a processor with AMX."""
+    monkeypatch.setattr(main, "has_amx", lambda: True)
     layer = main.Convolution(8, 16)
     torch.nn.init.normal_(layer.weight)
     x = torch.randn(count, 8, width, width).to(memory_format=torch.channels_last).requires_grad_()
