@@ -31,7 +31,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 - so that an older one is told so
     sys.exit(f"main.py needs Python 3.11 or newer, and this is {sys.version.split()[0]}")
 
 # cuBLAS is deterministic only with a fixed workspace, and reads this when CUDA starts.
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 # Figures go to files alone. A notebook's cells hand on a backend that only notebooks have.
 os.environ["MPLBACKEND"] = "agg"
 
@@ -401,7 +401,7 @@ class Ranks:
 
 def find_ranks() -> Ranks:
     """From what torchrun says in the environment."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return Ranks()
     try:
         board, rank, count = next(torch.distributed.rendezvous("env://"))
@@ -496,7 +496,9 @@ def allow_only_deterministic_algorithms() -> None:
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
+    # fp32 means fp32, whatever a container has set.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
     # Deterministic mode would also fill every new tensor with NaN; nothing here reads those.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
@@ -532,6 +534,11 @@ def describe(device: torch.device) -> str:
     threads = torch.get_num_threads()
     plural = "s" if threads > 1 else ""
     return f"{platform.machine()} CPU{amx}, {threads} thread{plural}"
+
+
+def on_terminal() -> bool:
+    """Whether progress bars are for a person's eyes, and not for a log file's."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 # ---- 3. Files ----------------------------------------------------------------------------------
@@ -644,44 +651,53 @@ class ResultFiles:
     the folder, and this one did not make, are deleted by `finish`.
     """
 
+    list_name = "results/files.json"  # the list of all that may be there
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.list = folder / "results" / "files.json"  # of all that may be there
         self.listed = self.read_list()
         self.written: set[str] = set()
-        self.problems: list[str] = []
+        self.problems: dict[str, str] = {}
 
     def read_list(self) -> set[str]:
         try:
-            return set(json.loads(self.list.read_text(encoding="utf-8")))
+            return set(json.loads((self.folder / self.list_name).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):  # none yet, or not by this program
             return set()
 
     def write(self, name: str, content: bytes | str) -> None:
         """`name` is the file's path in the folder, with forward slashes."""
         self.written.add(name)
+        if name not in self.listed:  # listed first, so that a killed run's files are known
+            self.listed.add(name)
+            self.try_to_write(self.list_name, as_json(sorted(self.listed)))
+        self.try_to_write(name, content)
+
+    def try_to_write(self, name: str, content: bytes | str) -> None:
         try:
-            if name not in self.listed:  # listed first, so that a killed run's files are known
-                self.listed.add(name)
-                write_file(self.list, as_json(sorted(self.listed)))
             write_file(self.folder / name, content)
         except OSError as error:
-            self.problems.append(f"{name} ({error.strerror})")
+            self.problems[name] = str(error.strerror)
+
+    def is_among_results(self, path: Path) -> bool:
+        """Whether it lies where results do, whatever a damaged list says."""
+        folders = [self.folder / name for name in ("results", "plots", "gradcam")]
+        return any(path.resolve().is_relative_to(folder.resolve()) for folder in folders)
 
     def finish(self) -> None:
         """UserError where a file could not be written or deleted."""
         for name in sorted(self.listed - self.written):
             path = self.folder / name
             try:
-                if path.resolve().is_relative_to(self.folder.resolve()):
+                if self.is_among_results(path):
                     path.unlink(missing_ok=True)
                 self.listed.remove(name)
             except OSError as error:
-                self.problems.append(f"{name}, of an earlier run ({error.strerror})")
-        with suppress(OSError):  # the problem is known by now
-            write_file(self.list, as_json(sorted(self.listed)))
+                self.problems[name] = str(error.strerror)
+        self.try_to_write(self.list_name, as_json(sorted(self.listed)))
         if self.problems:
-            raise UserError(f"could not write to {self.folder}: {', '.join(self.problems)}")
+            problems = [f"{name} ({problem})" for name, problem in self.problems.items()]
+            raise UserError(f"could not write to {self.folder}: {', '.join(problems)}")
 
 
 # ---- 4. Data -----------------------------------------------------------------------------------
@@ -750,7 +766,7 @@ def load_data(settings: Settings) -> Dataset:
         train = Images(torch.from_numpy(train_part.data), torch.tensor(train_part.targets))
         test = Images(torch.from_numpy(test_part.data), torch.tensor(test_part.targets))
         if settings.stress_tests.images() > 0:
-            official = find_official(settings.data_dir, test.labels)
+            official = find_official(home_of_data(settings.data_dir), test.labels)
     splits = {}
     for seed in settings.all_seeds():
         splits[seed] = split_train(train.labels, settings.recipe.validation, seed)
@@ -781,13 +797,11 @@ CURE_OFFICIAL = "delete it, or fetch CIFAR-10-C again"
 
 def load_cifar10(settings: Settings) -> tuple[CIFAR10, CIFAR10]:
     """Training and test part; torchvision verifies their MD5 before it unpickles anything."""
-    folder = settings.data_dir
     try:
-        return open_cifar10(folder)
+        return open_cifar10(settings.data_dir)
     except RuntimeError:  # absent or not whole
         pass
-    if folder.name == CIFAR10.base_folder:
-        folder = folder.parent
+    folder = home_of_data(settings.data_dir)
     try:
         with hold_lock(folder / ".lock", timeout=-1):
             return open_or_fetch_cifar10(settings, folder)
@@ -800,16 +814,24 @@ def load_cifar10(settings: Settings) -> tuple[CIFAR10, CIFAR10]:
         ) from error
 
 
+def home_of_data(data_dir: Path) -> Path:
+    """The folder that holds the archive and the batches, also where one of these is named."""
+    names_a_part = data_dir.name in (CIFAR10.filename, CIFAR10.base_folder)
+    return data_dir.parent if names_a_part else data_dir
+
+
 class BareCIFAR10(CIFAR10):
     """CIFAR-10 whose batches lie in the folder named, not in one below it."""
 
     base_folder = ""
 
 
-def open_cifar10(folder: Path) -> tuple[CIFAR10, CIFAR10]:
+def open_cifar10(data_dir: Path) -> tuple[CIFAR10, CIFAR10]:
     """Training and test part. Raises RuntimeError where a file is absent or not whole."""
-    kind = BareCIFAR10 if (folder / "data_batch_1").exists() else CIFAR10
-    return kind(folder, train=True), kind(folder, train=False)
+    if (data_dir / "data_batch_1").exists():
+        return BareCIFAR10(data_dir, train=True), BareCIFAR10(data_dir, train=False)
+    folder = home_of_data(data_dir)
+    return CIFAR10(folder, train=True), CIFAR10(folder, train=False)
 
 
 def open_or_fetch_cifar10(settings: Settings, folder: Path) -> tuple[CIFAR10, CIFAR10]:
@@ -950,7 +972,8 @@ def download(url: str, part: Path, patient: bool, settings: DownloadSettings) ->
             initial=have,
             unit="B",
             unit_scale=True,
-            mininterval=0.1 if sys.stderr.isatty() else 60,  # in a log file a line a minute
+            mininterval=0.1 if on_terminal() else 60,  # in a log file a line a minute
+            disable=sys.stderr is None,
         )
         with part.open("ab" if have else "wb") as file, bar:
             window_start = time.monotonic()
@@ -977,8 +1000,6 @@ def find_official(folder: Path, labels: Tensor) -> dict[str, np.ndarray]:
     They are uint8 [5, N, 32, 32, 3] by severity, of the test images with `labels` [N], and stay on
     the disk until they are used.
     """
-    if folder.name == CIFAR10.base_folder:
-        folder = folder.parent
     place = folder / "CIFAR-10-C"
     arrays = {}
     for path in sorted(place.rglob("[!.]*.npy")):  # macOS leaves notes that begin with a dot
@@ -1624,7 +1645,7 @@ def train_step(
 
 def show_steps(batches: Sequence[Tensor], title: str, hardware: Hardware) -> tqdm:
     """The batches, with a progress bar on a terminal; those of several ranks would overlap."""
-    quiet = hardware.ranks.count > 1 or not sys.stderr.isatty()
+    quiet = hardware.ranks.count > 1 or not on_terminal()
     return tqdm(
         batches, title, leave=False, unit="images", unit_scale=len(batches[0]), disable=quiet
     )
@@ -2735,7 +2756,7 @@ def mean_ratio(errors: np.ndarray, first_errors: np.ndarray) -> float | None:
 
 def show_progress(work: Any, title: str) -> tqdm:
     """A progress bar on a terminal."""
-    return tqdm(work, title, leave=False, disable=not sys.stderr.isatty())
+    return tqdm(work, title, leave=False, disable=not on_terminal())
 
 
 # Attacks

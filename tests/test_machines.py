@@ -133,6 +133,36 @@ def test_a_console_of_another_encoding(tmp_path, encoding):
         assert done.returncode in (0, 2) and "Traceback" not in done.stderr
 
 
+def test_closed_streams_do_not_matter(tmp_path):
+    closed = f"{sys.executable} {MAIN} {' '.join(tiny(tmp_path, *STRESS))} >&- 2>&-"
+    assert subprocess.run(closed, shell=True).returncode == 0
+    assert (tmp_path / "results" / "summary.md").exists()
+
+
+def test_what_a_container_has_set_for_cuda_does_not_matter():
+    """NVIDIA's set TF32 for float32, and others a workspace that is not deterministic."""
+    script = (
+        "import main, os, torch\n"
+        "main.prepare_machine(main.Settings(device='cpu'))\n"
+        "assert os.environ['CUBLAS_WORKSPACE_CONFIG'] == ':4096:8'\n"
+        "assert torch.get_float32_matmul_precision() == 'highest'\n"
+        "assert not torch.backends.cuda.matmul.allow_tf32\n"
+    )
+    container = {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1", "CUBLAS_WORKSPACE_CONFIG": ":0:0"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=MAIN.parent, env={**os.environ, **container},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("ranks", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "two"}])
+def test_ranks_without_torchrun_end_in_a_line(tmp_path, ranks):
+    done = run_main(*tiny(tmp_path), **ranks)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("main.py")]
+    assert done.returncode == 1 and "torchrun" in line and "Traceback" not in done.stderr
+
+
 def test_an_old_python_is_told_so():
     """The line stands before all that an old one would stumble over."""
     head = MAIN.read_text().split("import copy\n")[0].replace("(3, 11)", "(4, 0)")
@@ -231,6 +261,28 @@ def test_the_folder_of_batches_itself_may_be_named(batches, tmp_path, monkeypatc
     assert len(main.load_cifar10(main.Settings(data_dir=Path()))[0]) == 50_000
 
 
+def test_the_archive_itself_may_be_named(batches, tmp_path, monkeypatch):
+    monkeypatch.setattr(main, "fetch_cifar10", None)  # calling it would fail
+    (tmp_path / batches.name).symlink_to(batches)
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    archive.write_bytes(b"")
+    assert len(main.load_cifar10(main.Settings(data_dir=archive))[0]) == 50_000
+
+
+@pytest.mark.parametrize(
+    ("named", "home"),
+    [
+        ("data/cifar-10-batches-py", "data"),
+        ("data/cifar-10-python.tar.gz", "data"),
+        ("cifar-10-batches-py", "."),
+        ("data", "data"),
+    ],
+)
+def test_the_home_of_data(named, home):
+    """There the archive is put and unpacked, and there CIFAR-10-C is looked for."""
+    assert main.home_of_data(Path(named)) == Path(home)
+
+
 def test_a_damaged_folder_of_batches_is_mended_in_its_place(tmp_path, monkeypatch):
     fetched = []
     monkeypatch.setattr(main, "fetch_cifar10", lambda folder, _: fetched.append(folder))
@@ -308,7 +360,6 @@ def test_official_arrays_are_found_and_named(official, tmp_path, capsys):
     assert list(found) == ["fog", "glass_blur"]
     assert found["fog"].shape == (5, 20, 32, 32, 3) and found["fog"][2, 3, 0, 0, 0] == 43
     assert "2 arrays of CIFAR-10-C" in capsys.readouterr().out
-    assert list(main.find_official(tmp_path / "cifar-10-batches-py", LABELS)) == list(found)
     images = main.draw_shapes(20, 0)
     data = main.Dataset("CIFAR-10", tuple("abcdefghij"), ("a",), images, images, {}, found)
     shown = {one.name: one.pixels for one in main.corrupted_images(data, torch.tensor([3, 7]), 42)}
@@ -364,12 +415,13 @@ def test_official_arrays_end_up_in_the_results(cifar10_dir, tmp_path, monkeypatc
 
 def test_a_file_that_cannot_be_written_keeps_no_other_from_it(tiny_run, tmp_path, capsys):
     shutil.copytree(tiny_run / "models", tmp_path / "models")
-    blocked = ("plots/accuracy_comparison.pdf", "results/summary.md", "gradcam/baseline/disc_1.png")
+    blocked = ["plots/accuracy_comparison.pdf", "results/summary.md", "gradcam/baseline/disc_1.png"]
+    blocked += ["results/files.json"]
     for name in blocked:
         (tmp_path / name).mkdir(parents=True)
     message = refused(capsys, *tiny(tmp_path, *STRESS))
     assert "Is a directory" in message
-    expected = set(json.loads((tiny_run / "results" / "files.json").read_text()))
+    expected = {*json.loads((tiny_run / "results" / "files.json").read_text()), blocked[-1]}
     assert expected > set(blocked)
     for name in expected:
         assert (name in message) == (name in blocked)
@@ -407,7 +459,10 @@ def test_what_a_killed_run_made_does_not_stay_either(tmp_path, monkeypatch):
     assert not (tmp_path / "plots" / "gradcam_disc_2.png").exists()
 
 
-@pytest.mark.parametrize("content", ["", "{", "7", '["../precious", "/precious", "{outside}"]'])
+PRECIOUS = '["../precious", "plots/../../precious", "{outside}", "models/baseline_model.pth"]'
+
+
+@pytest.mark.parametrize("content", ["", "{", "7", PRECIOUS])
 def test_a_damaged_list_of_files_deletes_nothing_elsewhere(tmp_path, content):
     outside = tmp_path / "precious"
     outside.write_text("mine")
@@ -417,6 +472,7 @@ def test_a_damaged_list_of_files_deletes_nothing_elsewhere(tmp_path, content):
     (output / "results" / "files.json").write_text(content)
     main.main(tiny(output))
     assert outside.read_text() == "mine"
+    assert (output / "models" / "baseline_model.pth").exists()
 
 
 def test_plain_sgd_trains(tmp_path):
