@@ -353,23 +353,13 @@ def test_a_second_run_on_the_same_folder_stops_at_once(tmp_path):
 # Ranks
 
 
-def torchrun(output, *more):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--master-port=29511",
-        str(MAIN),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def torchrun(output, *more, program=MAIN):
+    command = "-m torch.distributed.run --nproc-per-node=2 --master-port=29511".split()
     return subprocess.Popen(
-        [*command, *tiny(output, *more)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+        [sys.executable, *command, str(program), *tiny(output, *more)],
+        cwd=MAIN.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(MAIN.parent)},
+    )  # fmt: skip
 
 
 def finished_files(output):
@@ -419,12 +409,26 @@ def test_a_dead_rank_ends_the_run_and_the_rerun_trains_what_was_missing(tmp_path
     TRIED["dead ranks"] += 1
 
 
-def test_ranks_that_train_again_share_the_work(tmp_path):
-    """Though one rank may come when the old weights have not been deleted yet."""
-    first = torchrun(tmp_path)
-    _, errors = first.communicate(timeout=300)
-    assert first.returncode == 0, errors
-    again = torchrun(tmp_path, "--retrain", "--epochs", "40")
+LATE = """
+import sys, time
+import main
+
+real = main.prepare_files
+
+def late(*arguments):
+    time.sleep(5)
+    real(*arguments)
+
+main.prepare_files = late
+main.main(sys.argv[1:])
+"""
+
+
+def test_ranks_that_train_again_share_the_work(tiny_run, tmp_path):
+    """Though rank 0 deletes the old weights when the other rank has long been there."""
+    shutil.copytree(tiny_run / "models", tmp_path / "run" / "models")
+    (tmp_path / "late.py").write_text(LATE)
+    again = torchrun(tmp_path / "run", "--retrain", "--epochs", "40", program=tmp_path / "late.py")
     out, errors = again.communicate(timeout=300)
     assert again.returncode == 0, errors
     assert "rank 0: " in out and "rank 1: " in out
