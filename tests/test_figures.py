@@ -4,6 +4,7 @@ import dataclasses
 import io
 import itertools
 import json
+import shutil
 
 import matplotlib
 import numpy as np
@@ -14,14 +15,16 @@ import main
 
 
 @pytest.fixture(scope="module")
-def results(tiny_run):
+def results(tiny_run, tmp_path_factory):
     """What a tiny run found, caught on its way to the files."""
+    output = tmp_path_factory.mktemp("caught")
+    shutil.copytree(tiny_run / "models", output / "models")
     caught = []
     patch = pytest.MonkeyPatch()
-    patch.setattr(main, "write_numbers", lambda results, folder: caught.append(results))
+    patch.setattr(main, "write_numbers", lambda results, files: caught.append(results))
     patch.setattr(main, "save_figures", lambda *_: None)
     patch.setattr(main, "write_report", lambda *_: None)
-    main.main(tiny(tiny_run, *STRESS))
+    main.main(tiny(output, *STRESS))
     patch.undo()
     return caught[0]
 
