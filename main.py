@@ -172,6 +172,11 @@ class Recipe:
     shapes_seed: Seed = 0
     """seed of the drawing, apart from --seed"""
 
+    def image_size(self, epoch: int) -> int:
+        """Side of the images that epoch 0, 1, … sees: small crops first, whole images last."""
+        sees_crops = epoch + 1 <= self.crop_epochs * self.epochs
+        return self.crop_size if sees_crops else IMAGE_SIZE
+
     def with_seed(self, seed: int) -> Recipe:
         return dataclasses.replace(self, seed=seed)
 
@@ -351,7 +356,7 @@ def check_combinations(settings: Settings) -> None:
         refuse_settings("validation", problem)
     if recipe.batch_size > training_images:
         refuse_settings("batch_size", f"is larger than the {training_images} training images")
-    smallest_image = min(recipe.crop_size, IMAGE_SIZE)
+    smallest_image = recipe.image_size(epoch=0)
     last_map = smallest_image // 2 ** len(recipe.widths)
     if last_map == 0:
         most = int(math.log2(smallest_image))
@@ -1167,8 +1172,7 @@ def plan_epoch(epoch: int, count: int, recipe: Recipe) -> EpochPlan:
     are mirrored in every other epoch, so that two epochs show both sides (Jordan,
     arXiv 2404.00498).
     """
-    sees_crops = epoch + 1 <= recipe.crop_epochs * recipe.epochs
-    crop_size = recipe.crop_size if sees_crops else IMAGE_SIZE
+    crop_size = recipe.image_size(epoch)
     beyond = recipe.crop_padding if crop_size == IMAGE_SIZE else 0
 
     run_seed = recipe.seed * 1_000_003
