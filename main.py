@@ -891,11 +891,9 @@ def download_from_mirrors(archive: Path, settings: DownloadSettings) -> None:
     """Fetch `archive` from the first mirror that gives it whole; a UserError names all that failed.
 
     A mirror that gives something before it fails is tried again after the others, and goes on
-    where it stopped.
+    where it stopped; so is one that went on from what turned out to be bad.
     """
     part = archive.with_name(f"{archive.name}.part")
-    if size_of(part) >= CIFAR10_BYTES and not is_archive(part):
-        part.unlink()  # there is nothing to add to it
     waiting = list(CIFAR10_MIRRORS)
     if settings.mirror:
         waiting.insert(0, settings.mirror)
@@ -905,7 +903,7 @@ def download_from_mirrors(archive: Path, settings: DownloadSettings) -> None:
         had = size_of(part)
         last_hope = not waiting or url in problems
         try:
-            if had < CIFAR10_BYTES:
+            if had < CIFAR10_BYTES:  # else a killed process left it whole
                 download(url, part, last_hope, settings)
             if not is_archive(part):
                 part.unlink()
