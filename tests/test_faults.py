@@ -354,7 +354,7 @@ def test_a_second_run_on_the_same_folder_stops_at_once(tmp_path):
 
 
 def torchrun(output, *more, program=MAIN):
-    command = "-m torch.distributed.run --nproc-per-node=2 --master-port=29511".split()
+    command = "-m torch.distributed.run --standalone --nproc-per-node=2".split()
     return subprocess.Popen(
         [sys.executable, *command, str(program), *tiny(output, *more)],
         cwd=MAIN.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
