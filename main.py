@@ -584,12 +584,24 @@ def move(source: Path, target: Path) -> None:
 
 
 def remove_unfinished(folder: Path, name: str = "*") -> None:
-    """Delete what killed processes left of `write_file`.
-
-    Only for who is alone in writing there: others' files would be deleted under their hands.
-    """
+    """Delete what processes that are gone left of `write_file`; for who may write there alone."""
     for temporary in folder.glob(f".{name}.*.tmp"):
-        temporary.unlink(missing_ok=True)
+        writer = temporary.name.split(".")[-2]
+        if not (writer.isdecimal() and is_another_process(int(writer))):
+            temporary.unlink(missing_ok=True)
+
+
+def is_another_process(number: int) -> bool:
+    """Whether a process of this number runs here, other than this one."""
+    if number == os.getpid() or sys.platform == "win32":  # where to ask would be to end it
+        return False
+    try:
+        os.kill(number, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it runs, and is someone else's
+        return True
+    return True
 
 
 @contextmanager

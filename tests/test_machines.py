@@ -230,17 +230,22 @@ def test_a_file_that_stays_open_elsewhere_ends_in_a_line(tmp_path, monkeypatch, 
 
 
 def test_only_what_is_ones_own_is_cleaned(tmp_path):
-    """Another live run may be writing in a folder below."""
-    others = tmp_path / "shapes" / "models" / ".baseline_model.pth.123.tmp"
-    mine = tmp_path / "models" / ".baseline_model.pth.123.tmp"
-    drawn = tmp_path / "plots" / ".robustness.png.123.tmp"
-    overlay = tmp_path / "gradcam" / "baseline" / ".disc_1.png.123.tmp"
-    for path in (others, mine, drawn, overlay):
-        path.parent.mkdir(parents=True)
+    """Another live run may be writing in a folder below, and even a live process in this one."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    others = tmp_path / "shapes" / "models" / f".baseline_model.pth.{gone.pid}.tmp"
+    lives = tmp_path / "models" / f".baseline_model.pth.{os.getppid()}.tmp"
+    mine = tmp_path / "models" / f".baseline_model.pth.{gone.pid}.tmp"
+    same = tmp_path / "models" / f".se_attention_model_resume.pth.{os.getpid()}.tmp"
+    drawn = tmp_path / "plots" / f".robustness.png.{gone.pid}.tmp"
+    overlay = tmp_path / "gradcam" / "baseline" / f".disc_1.png.{gone.pid}.tmp"
+    for path in (others, lives, mine, same, drawn, overlay):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("half")
     main.main(tiny(tmp_path))
-    assert others.exists()
-    assert not mine.exists() and not drawn.exists() and not overlay.exists()
+    assert others.exists() and lives.exists()
+    for path in (mine, same, drawn, overlay):
+        assert not path.exists()
 
 
 # The data folder
