@@ -300,12 +300,11 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     settings = tyro.cli(Settings, prog="main.py", description=about, args=arguments, config=style)
     check_ranges(settings)
     check_combinations(settings)
-    settings = dataclasses.replace(settings, data_dir=expand_home("data_dir", settings.data_dir))
-    if settings.output_dir is not None:
-        settings = dataclasses.replace(
-            settings, output_dir=expand_home("output_dir", settings.output_dir)
-        )
-    return settings
+    data_dir = expand_home("data_dir", settings.data_dir)
+    output_dir = settings.output_dir
+    if output_dir is not None:
+        output_dir = expand_home("output_dir", output_dir)
+    return dataclasses.replace(settings, data_dir=data_dir, output_dir=output_dir)
 
 
 def expand_home(option: str, folder: Path) -> Path:

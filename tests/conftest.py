@@ -68,6 +68,14 @@ def wait_until(condition, process, seconds=120):
         time.sleep(0.05)
 
 
+def refused(capsys, *arguments):
+    """The one line in which main.py ends."""
+    with pytest.raises(SystemExit) as ended:
+        main.main(list(arguments))
+    assert "\n" not in str(ended.value) and "Traceback" not in capsys.readouterr().err
+    return str(ended.value)
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
     """The output folder of a finished tiny run, stress tests and all."""

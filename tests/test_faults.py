@@ -24,7 +24,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import fingerprint, tiny, wait_until
+from conftest import fingerprint, refused, tiny, wait_until
 
 import main
 
@@ -514,14 +514,6 @@ def small_disk(tmp_path):
         pytest.skip("no right to mount a small file system")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
-
-
-def refused(capsys, *arguments):
-    """The one line in which main.py ends."""
-    with pytest.raises(SystemExit) as ended:
-        main.main(list(arguments))
-    assert "\n" not in str(ended.value) and "Traceback" not in capsys.readouterr().err
-    return str(ended.value)
 
 
 def test_a_full_disk_ends_in_one_line_and_leaves_no_part(small_disk, capsys):

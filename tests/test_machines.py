@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import STRESS, comparison, tiny
+from conftest import STRESS, comparison, refused, tiny
 
 import main
 
@@ -26,14 +26,6 @@ def run_main(*arguments, **environment):
         [sys.executable, str(MAIN), *arguments],
         env={**os.environ, **environment}, capture_output=True, text=True, encoding="utf-8",
     )  # fmt: skip
-
-
-def refused(capsys, *arguments):
-    """The one line in which main.py ends."""
-    with pytest.raises(SystemExit) as ended:
-        main.main(list(arguments))
-    assert "\n" not in str(ended.value) and "Traceback" not in capsys.readouterr().err
-    return str(ended.value)
 
 
 # The device
