@@ -50,16 +50,18 @@ import re
 import signal
 import tarfile
 import tempfile
+import threading
 import time
 import urllib.parse
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Protocol, Self, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, Protocol, Self, TypeVar, cast, get_type_hints
 
 import cv2
 import joblib
@@ -372,6 +374,9 @@ def check_combinations(settings: Settings) -> None:
 # ---- 2. Machine --------------------------------------------------------------------------------
 
 Precision = Literal["fp32", "bf16"]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+WORTHWHILE_SPEEDUP = 1.3  # of bfloat16 over float32, for which its rounding is accepted
 
 
 @dataclass(frozen=True)
@@ -384,14 +389,18 @@ class Ranks:
     count_here: int = 1
     board: torch.distributed.Store | None = None  # None where there is one process
 
-    def announce(self, news: str) -> None:
-        if self.board is not None:
-            self.board.set(news, "")
+    def share(self, name: str, value: str) -> str:
+        """What rank 0 says, for all ranks; they wait for it.
 
-    def wait_for(self, news: str) -> None:
-        """Until another rank has announced it; torchrun ends this one if that one fails."""
-        while self.board is not None and not self.board.check([news]):
+        Torchrun ends those that wait if rank 0 fails.
+        """
+        if self.board is None:
+            return value
+        if self.rank == 0:
+            self.board.set(name, value)
+        while not self.board.check([name]):
             time.sleep(0.1)
+        return self.board.get(name).decode()
 
     def is_first_to(self, deed: str) -> bool:
         """Whether no other rank has come here before."""
@@ -425,9 +434,16 @@ class Hardware:
     description: str
     eval_batch: int = 1000
     ranks: Ranks = field(default_factory=Ranks)
+    at_once: int = 1  # how many networks are trained or tried side by side
+    stop: threading.Event = field(default_factory=threading.Event)  # tells them to end
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def go_on(self) -> None:
+        """Return while work is wanted; see `side_by_side`."""
+        if self.stop.is_set():
+            raise UnwantedError
 
 
 def prepare_machine(settings: Settings) -> Hardware:
@@ -444,7 +460,25 @@ def prepare_machine(settings: Settings) -> Hardware:
         precision: Precision = settings.precision
     else:
         precision = "bf16" if computes_bfloat16_fast(device) else "fp32"
-    return Hardware(device, precision, describe(device), settings.eval_batch, ranks)
+    return Hardware(
+        device=device,
+        precision=precision,
+        description=describe(device),
+        eval_batch=settings.eval_batch,
+        ranks=ranks,
+        at_once=networks_at_once(device, ranks),
+    )
+
+
+def networks_at_once(device: torch.device, ranks: Ranks) -> int:
+    """How many networks to train or try side by side, each on its share of this process's cores.
+
+    Two threads do two things in less time than two threads do one after the other. Torchrun's
+    ranks are side by side already, and a GPU waits for Python, of which a process has one.
+    """
+    if device.type == "cuda" or ranks.count > 1:
+        return 1
+    return min(len(NETWORKS), torch.get_num_threads())
 
 
 def limit_threads(ranks: Ranks) -> None:
@@ -513,9 +547,11 @@ def keep_freed_memory() -> None:
         return
     m_trim_threshold = -1
     m_mmap_max = -4
+    m_arena_max = -8  # one for all threads: only the first keeps what is freed
     libc = ctypes.CDLL(None)
     libc.mallopt(m_mmap_max, 0)
     libc.mallopt(m_trim_threshold, 2**31 - 1)
+    libc.mallopt(m_arena_max, 1)
 
 
 def has_amx() -> bool:
@@ -524,10 +560,38 @@ def has_amx() -> bool:
 
 
 def computes_bfloat16_fast(device: torch.device) -> bool:
-    """Whether a matrix unit computes bfloat16: on CPUs AMX; AVX512-BF16 alone is not counted."""
+    """Whether bfloat16 is worth its rounding.
+
+    On CPUs that is measured, since flags can't tell: some emulate it, and of those that have
+    instructions for it, some are twice as fast with them and some no faster.
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return has_amx()
+    return bfloat16_speedup() >= WORTHWHILE_SPEEDUP
+
+
+def bfloat16_speedup() -> float:
+    """How many times as fast a CPU computes a convolution in bfloat16 as in float32.
+
+    One of the size of these networks' own, with its gradients; the best of a few tries each, in
+    turn, which takes a tenth of a second.
+    """
+    seconds = {torch.float32: math.inf, torch.bfloat16: math.inf}
+    for _ in range(1 + 4):  # the first try chooses the kernels
+        for dtype, best in seconds.items():
+            seconds[dtype] = min(best, seconds_of_convolution(dtype))
+    return seconds[torch.float32] / seconds[torch.bfloat16]
+
+
+def seconds_of_convolution(dtype: torch.dtype) -> float:
+    """Of 64 images of 12x12 pixels, from 64 to 192 channels: forward and both gradients."""
+    convolution = nn.Conv2d(64, 192, kernel_size=3, padding=1, bias=False, dtype=dtype)
+    convolution.to(memory_format=torch.channels_last)
+    images = torch.zeros(64, 64, 12, 12, dtype=dtype, requires_grad=True)
+    channels_last = images.to(memory_format=torch.channels_last)
+    start = time.perf_counter()
+    convolution(channels_last).sum().backward()
+    return time.perf_counter() - start
 
 
 def describe(device: torch.device) -> str:
@@ -537,7 +601,55 @@ def describe(device: torch.device) -> str:
     amx = " with AMX" if has_amx() else ""
     threads = torch.get_num_threads()
     plural = "s" if threads > 1 else ""
-    return f"{platform.machine()} CPU{amx}, {threads} thread{plural}"
+    return f"{processor_name()}{amx}, {threads} thread{plural}"
+
+
+def processor_name() -> str:
+    """What the processor calls itself; its architecture where that can't be asked."""
+    cpu_information = Path("/proc/cpuinfo")
+    if cpu_information.exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", cpu_information.read_text(), re.MULTILINE)
+        if found:
+            return found[1].strip()
+    return platform.processor() or f"{platform.machine()} CPU"
+
+
+class UnwantedError(Exception):
+    """Ends work in a thread, after other work has failed or the run was interrupted."""
+
+
+def side_by_side(
+    work: Callable[[Item], Result], items: Sequence[Item], hardware: Hardware
+) -> list[Result]:
+    """What `work` makes of each item, several at once in threads that share the cores.
+
+    Work that takes long calls `hardware.go_on()` now and then, so that it ends soon after other
+    work has failed, whose error is raised here.
+    """
+    if hardware.at_once == 1:
+        return [work(item) for item in items]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // hardware.at_once))
+    pool = ThreadPoolExecutor(hardware.at_once)
+    try:
+        futures = [pool.submit(work, item) for item in items]
+        wait_for_all(futures)
+        return [future.result() for future in futures]
+    finally:
+        hardware.stop.set()
+        pool.shutdown(cancel_futures=True)
+        hardware.stop.clear()
+        torch.set_num_threads(threads)
+
+
+def wait_for_all(futures: Sequence[Future]) -> None:
+    """Until all are done, or one has failed, whose error is raised at once."""
+    waiting = set(futures)
+    while waiting:
+        # A second at a time: on Windows, Ctrl-C does not interrupt a longer wait.
+        done, waiting = wait(waiting, timeout=1, return_when=FIRST_EXCEPTION)
+        for future in done:
+            future.result()
 
 
 def on_terminal() -> bool:
@@ -1473,10 +1585,14 @@ NETWORKS = [
 ]  # fmt: skip
 
 
+RANDOMNESS = threading.Lock()  # PyTorch's own generator, of which there is one for all threads
+
+
 def build_network(network: Network, recipe: Recipe, classes: int) -> Classifier:
     """A fresh network with weights drawn from the recipe's seed, the same on every device."""
-    torch.manual_seed(recipe.seed)
-    model = network.build(recipe, classes)
+    with RANDOMNESS:
+        torch.manual_seed(recipe.seed)
+        model = network.build(recipe, classes)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -1618,6 +1734,7 @@ def train_epoch(training: Training, epoch: int, hardware: Hardware) -> EpochLog:
     start = time.perf_counter()
     training.model.train()
     for step, index in enumerate(show_steps(plan.order.tensor_split(steps), title, hardware)):
+        hardware.go_on()
         progress = (epoch + step / steps) / recipe.epochs
         losses[step], correct[step] = train_step(training, plan, index, progress, hardware)
     train_loss = losses.mean().item()  # until here, nothing has waited for the device
@@ -1702,7 +1819,6 @@ class TrainingJob:
 
     network: Network
     recipe: Recipe
-    precision: Literal["auto", "fp32", "bf16"]  # that a file must have been trained in
     path: Path
 
     @property
@@ -1719,7 +1835,7 @@ def training_jobs(settings: Settings) -> list[TrainingJob]:
         recipe = settings.recipe.with_seed(seed)
         for network in NETWORKS:
             path = settings.output() / "models" / f"{network.key}_model{suffix}.pth"
-            jobs.append(TrainingJob(network, recipe, settings.precision, path))
+            jobs.append(TrainingJob(network, recipe, path))
     return jobs
 
 
@@ -1894,15 +2010,33 @@ def make_checkpoint(
     )
 
 
-def prepare_files(jobs: Sequence[TrainingJob], classes: int, retrain: bool) -> None:
-    """Delete what is to be trained again, or refuse files that do not fit before hours of work."""
+def prepare_files(
+    jobs: Sequence[TrainingJob], settings: Settings, hardware: Hardware, classes: int
+) -> Precision:
+    """Delete what is to be trained again; refuse files that do not fit before hours of work.
+
+    Returns the arithmetic to go on in: that of the files there are, so that a choice by measuring
+    changes no result; else the hardware's.
+    """
+    found: dict[Precision, Path] = {}
     for job in jobs:
-        if retrain:
+        if settings.retrain:
             job.path.unlink(missing_ok=True)
             job.resume_path.unlink(missing_ok=True)
         elif job.path.exists():
-            checkpoint = load_trained(job.path, job, classes, job.precision).checkpoint
+            trained = load_trained(job.path, job, classes, settings.precision)
+            checkpoint = trained.checkpoint
             print(f"Using {job.path}, {checkpoint.device}, {checkpoint.precision}")
+            found[checkpoint.precision] = job.path
+        elif job.resume_path.exists():
+            trained = load_trained(
+                job.resume_path, job, classes, settings.precision, finished=False
+            )
+            found[trained.checkpoint.precision] = job.resume_path
+    if len(found) > 1:
+        files = " and ".join(f"{path} in {precision}" for precision, path in found.items())
+        raise UserError(f"{files} were trained in different arithmetic: {CURE}")
+    return next(iter(found), hardware.precision)
 
 
 def train_all(
@@ -1913,29 +2047,28 @@ def train_all(
     Ranks share the work through the folder: a job is done by whoever holds its lock. Rank 0 waits
     for the others, and does what one that died has left.
     """
-    train_what_is_free(jobs, data, hardware, patience=0)
+    at_once = partial(train_if_free, data=data, hardware=hardware, patience=0)
+    side_by_side(at_once, jobs, hardware)
     if hardware.ranks.rank != 0:
         return []
-    train_what_is_free(jobs, data, hardware, patience=-1)  # waits without end
+    at_length = partial(train_if_free, data=data, hardware=hardware, patience=-1)  # without end
+    side_by_side(at_length, jobs, hardware)
     trained = []
     for job in jobs:
-        loaded = load_trained(job.path, job, len(data.classes), job.precision)
+        loaded = load_trained(job.path, job, len(data.classes), hardware.precision)
         loaded.model.to(hardware.device)
         trained.append(loaded)
     return trained
 
 
-def train_what_is_free(
-    jobs: Sequence[TrainingJob], data: Dataset, hardware: Hardware, patience: float
-) -> None:
-    """Do the jobs that no one has done; pass over one whose lock is held for `patience` seconds."""
-    for job in jobs:
-        lock = hold_lock(job.path.with_name(f".{job.path.name}.lock"), patience)
-        with suppress(Timeout), lock:
-            if not job.path.exists():
-                remove_unfinished(job.path.parent, job.path.name)
-                remove_unfinished(job.path.parent, job.resume_path.name)
-                train_network(job, data, hardware)
+def train_if_free(job: TrainingJob, data: Dataset, hardware: Hardware, patience: float) -> None:
+    """Do a job that no one has done; pass over one whose lock is held for `patience` seconds."""
+    lock = hold_lock(job.path.with_name(f".{job.path.name}.lock"), patience)
+    with suppress(Timeout), lock:
+        if not job.path.exists():
+            remove_unfinished(job.path.parent, job.path.name)
+            remove_unfinished(job.path.parent, job.resume_path.name)
+            train_network(job, data, hardware)
 
 
 # ---- 7. Evaluation -----------------------------------------------------------------------------
@@ -1950,6 +2083,7 @@ def predict(model: Classifier, pixels: Tensor, hardware: Hardware) -> Tensor:
     model.eval()
     parts = []
     for part in pixels.split(hardware.eval_batch):
+        hardware.go_on()
         with hardware.autocast():
             logits = model(to_input(part.to(hardware.device)))
         parts.append(logits.float())
@@ -1983,11 +2117,14 @@ def evaluate_all(
     trained: Sequence[TrainedNetwork], test: Images, classes: int, hardware: Hardware
 ) -> dict[str, list[Evaluation]]:
     """Each network's evaluations by seed, under the network's key."""
-    evaluations: dict[str, list[Evaluation]] = {}
-    for one in trained:
+
+    def evaluate_one(one: TrainedNetwork) -> Evaluation:
         logits = predict(one.model, test.pixels, hardware)
-        evaluation = evaluate(one, logits, test.labels, classes)
-        evaluations.setdefault(one.network.key, []).append(evaluation)
+        return evaluate(one, logits, test.labels, classes)
+
+    evaluations: dict[str, list[Evaluation]] = {}
+    for evaluation in side_by_side(evaluate_one, trained, hardware):
+        evaluations.setdefault(evaluation.trained.network.key, []).append(evaluation)
     return evaluations
 
 
@@ -2658,24 +2795,19 @@ def corrupt(pixels: Tensor, corruption: Corruption, severity: int, seed: int) ->
     return torch.from_numpy((x * 255 + 1e-3).astype(np.uint8))  # cut off, as in the benchmark
 
 
-@dataclass(frozen=True)
-class CorruptedImages:
-    """Images uint8 [5, N, 32, 32, 3], by severity, under the corruption named."""
-
-    name: str
-    pixels: Tensor
+def corruption_names(data: Dataset) -> list[str]:
+    """The official ones if there are any."""
+    return list(data.official) or [corruption.name for corruption in CORRUPTIONS]
 
 
-def corrupted_images(data: Dataset, index: Tensor, seed: int) -> Iterator[CorruptedImages]:
-    """Test images `index` under each corruption; the official ones if there are any."""
-    for name, array in data.official.items():
-        yield CorruptedImages(name, torch.from_numpy(array[:, index.numpy()]))
+def corrupted_images(name: str, data: Dataset, index: Tensor, seed: int) -> Tensor:
+    """Test images `index` int64 [N] under the corruption named: uint8 [5, N, 32, 32, 3]."""
     if data.official:
-        return
+        return torch.from_numpy(data.official[name][:, index.numpy()])
     clean = data.test.pixels[index]
-    for corruption in CORRUPTIONS:
-        made = [corrupt(clean, corruption, severity, seed) for severity in SEVERITIES]
-        yield CorruptedImages(corruption.name, torch.stack(made))
+    (corruption,) = [one for one in CORRUPTIONS if one.name == name]
+    made = [corrupt(clean, corruption, severity, seed) for severity in SEVERITIES]
+    return torch.stack(made)
 
 
 @dataclass(frozen=True)
@@ -2706,21 +2838,33 @@ def study_corruptions(
 ) -> CorruptionStudy:
     """Try all networks on test images `index`; each corruption is made once."""
     clean = data.test.select(index)
-    hits: dict[str, list[np.ndarray]] = {key: [] for key in evaluations}
-    examples: dict[str, np.ndarray] = {}
-    bar = show_progress(corrupted_images(data, index, settings.recipe.seed), "corruptions")
-    for corrupted in bar:
-        bar.set_postfix_str(corrupted.name)
-        examples[corrupted.name] = corrupted.pixels[SEVERITIES.index(3), 0].numpy()
+    names = corruption_names(data)
+    bar = show_progress("corruptions", len(names))
+
+    def try_all(name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """An example, and by network what was right: bool [seeds, severities, images]."""
+        bar.set_postfix_str(name)
+        pixels = corrupted_images(name, data, index, settings.recipe.seed)
+        correct = {}
         for key, runs in evaluations.items():
             of_seeds = []
             for run in runs:
-                logits = predict(run.trained.model, corrupted.pixels.flatten(0, 1), hardware)
+                logits = predict(run.trained.model, pixels.flatten(0, 1), hardware)
                 called = logits.argmax(1).view(len(SEVERITIES), -1)
                 of_seeds.append((called == clean.labels).numpy())
-            hits[key].append(np.stack(of_seeds))
-    correct = {key: np.stack(of_network, axis=1) for key, of_network in hits.items()}
-    scores = score_corruptions(tuple(examples), correct, settings)
+            correct[key] = np.stack(of_seeds)
+        bar.update()
+        return pixels[SEVERITIES.index(3), 0].numpy(), correct
+
+    with bar:
+        tries = side_by_side(try_all, names, hardware)
+    examples = {}
+    for name, (example, _) in zip(names, tries, strict=True):
+        examples[name] = example
+    correct = {}
+    for key in evaluations:
+        correct[key] = np.stack([of_networks[key] for _, of_networks in tries], axis=1)
+    scores = score_corruptions(tuple(names), correct, settings)
     return CorruptionStudy(scores, clean.pixels[0].numpy(), examples)
 
 
@@ -2767,9 +2911,9 @@ def mean_ratio(errors: np.ndarray, first_errors: np.ndarray) -> float | None:
     return float(100 * (errors[comparable] / first_errors[comparable]).mean())
 
 
-def show_progress(work: Any, title: str) -> tqdm:
+def show_progress(title: str, count: int) -> tqdm:
     """A progress bar on a terminal."""
-    return tqdm(work, title, leave=False, disable=not on_terminal())
+    return tqdm(desc=title, total=count, leave=False, disable=not on_terminal())
 
 
 # Attacks
@@ -2820,6 +2964,7 @@ def climb_loss(
     adversarial = start.clamp(low, high)
     unfooled = torch.arange(len(x), device=x.device)
     for _ in range(steps):
+        hardware.go_on()
         part = adversarial[unfooled].requires_grad_()
         with hardware.autocast():
             logits = model(part).float()
@@ -3190,25 +3335,28 @@ def run_stress_tests(
         torch.arange(0, len(index), max(1, stress.stress_images // stress.curve_images))
     )
     corruptions = study_corruptions(evaluations, data, index, settings, hardware)
-    results = []
-    bar = show_progress(NETWORKS, "attacks, calibration, heatmaps, gates")
-    for network in bar:
+    bar = show_progress("attacks, calibration, heatmaps, gates", len(NETWORKS))
+
+    def study(network: Network) -> NetworkStress:
         bar.set_postfix_str(network.title)
         runs = evaluations[network.key]
         first_model = runs[0].trained.model
-        results.append(
-            NetworkStress(
-                network=network,
-                corruptions=corruptions.scores[network.key],
-                attacks=study_attacks(runs, images, stress, hardware),
-                calibration=study_calibration(runs, data, stress, hardware),
-                heatmaps=study_heatmaps(first_model, few, settings, hardware),
-                gates=study_gates(first_model, images, len(data.classes), hardware),
-            )
+        found = NetworkStress(
+            network=network,
+            corruptions=corruptions.scores[network.key],
+            attacks=study_attacks(runs, images, stress, hardware),
+            calibration=study_calibration(runs, data, stress, hardware),
+            heatmaps=study_heatmaps(first_model, few, settings, hardware),
+            gates=study_gates(first_model, images, len(data.classes), hardware),
         )
+        bar.update()
+        return found
+
+    with bar:
+        networks = side_by_side(study, NETWORKS, hardware)
     return StressResults(
         classes=data.classes,
-        networks=tuple(results),
+        networks=tuple(networks),
         original=corruptions.original,
         corrupted=corruptions.examples,
         official=len(data.official) > 0,
@@ -4382,10 +4530,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         watch.lap("data")
 
         jobs = training_jobs(settings)
+        precision = hardware.precision
         if hardware.ranks.rank == 0:
-            prepare_files(jobs, len(data.classes), settings.retrain)
-            hardware.ranks.announce("the files are ready")
-        hardware.ranks.wait_for("the files are ready")
+            precision = prepare_files(jobs, settings, hardware, len(data.classes))
+        agreed = hardware.ranks.share("precision", precision)
+        hardware = dataclasses.replace(hardware, precision=cast(Precision, agreed))
         trained = train_all(jobs, data, hardware)
         if hardware.ranks.rank != 0:
             return  # rank 0 goes on
