@@ -16,7 +16,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,22 +159,32 @@ def with_one_side(recipe: main.Recipe, side: int, epochs: int) -> main.Recipe:
     return dataclasses.replace(recipe, epochs=epochs, crop_epochs=crop_epochs)
 
 
-def our_speed(
-    network: main.Network, data: main.Dataset, recipe: main.Recipe, hardware: main.Hardware
-) -> Speed:
-    """main.py's own loop over its schedule of crops: two epochs of each side, the second counts."""
-    seconds = 0.0
+def our_speeds(
+    networks: Sequence[main.Network],
+    data: main.Dataset,
+    recipe: main.Recipe,
+    hardware: main.Hardware,
+) -> list[Speed]:
+    """main.py's own loop over its schedule of crops: two epochs of each side, the second counts.
+
+    Several networks are trained as main.py does it, perhaps side by side.
+    """
+    seconds = np.zeros(len(networks))
     for side, share in share_of_crops(recipe).items():
+        of_side = with_one_side(recipe, side, epochs=2)
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.pth"
-            of_side = with_one_side(recipe, side, epochs=2)
-            job = main.TrainingJob(network, of_side, hardware.precision, path)
-            (trained,) = main.train_all([job], data, hardware)
-        seconds += share * trained.checkpoint.history[-1].seconds
-    count = len(data.splits[recipe.seed].training)
-    start = time.perf_counter()
-    main.predict(trained.model, data.train.pixels, hardware)
-    return Speed(count / seconds, len(data.train) / (time.perf_counter() - start))
+            jobs = [main.TrainingJob(n, of_side, Path(folder) / f"{n.key}.pth") for n in networks]
+            trained = main.train_all(jobs, data, hardware)
+        seconds += [share * one.checkpoint.history[-1].seconds for one in trained]
+
+    def evaluation_speed(one: main.TrainedNetwork) -> float:
+        start = time.perf_counter()
+        main.predict(one.model, data.train.pixels, hardware)
+        return len(data.train) / (time.perf_counter() - start)
+
+    training_speeds = len(data.splits[recipe.seed].training) / seconds
+    evaluation_speeds = main.side_by_side(evaluation_speed, trained, hardware)
+    return [Speed(*pair) for pair in zip(training_speeds, evaluation_speeds, strict=True)]
 
 
 def median_seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
@@ -189,14 +199,36 @@ def median_seconds(work: Callable[[], object], device: torch.device, repeats: in
     return float(np.median(seconds[1:]))
 
 
-def matrix_peak(hardware: main.Hardware) -> float:
-    """TFLOP/s of the best of several large matrix products."""
+def peak_tflops(hardware: main.Hardware) -> float:
+    """TFLOP/s of the fastest of several large matrix products and convolutions.
+
+    Of both, since on some processors PyTorch's products are the slower ones by far.
+    """
     size = 4096 if hardware.device.type == "cpu" else 8192
     dtype = torch.bfloat16 if hardware.precision == "bf16" else torch.float32
     a = torch.randn(size, size, device=hardware.device, dtype=dtype)
     b = torch.randn(size, size, device=hardware.device, dtype=dtype)
-    seconds = [median_seconds(lambda: a @ b, hardware.device, 1) for _ in range(8)]
-    return 2 * size**3 / min(seconds) / 1e12
+    channels = size // 16
+    images = torch.randn(64, channels, 32, 32, device=hardware.device, dtype=dtype)
+    images = images.to(memory_format=torch.channels_last)
+    filters = torch.randn(channels, channels, 3, 3, device=hardware.device, dtype=dtype)
+    filters = filters.to(memory_format=torch.channels_last)
+
+    def multiply() -> None:
+        torch.mm(a, b)
+
+    def convolve() -> None:
+        F.conv2d(images, filters, padding=1)
+
+    works: dict[Callable[[], None], float] = {
+        multiply: 2 * size**3,
+        convolve: 2 * filters.numel() * 64 * 32 * 32,
+    }
+    speeds = []
+    for work, flops in works.items():
+        seconds = min(median_seconds(work, hardware.device, 1) for _ in range(8))
+        speeds.append(flops / seconds / 1e12)
+    return max(speeds)
 
 
 def step_flops(network: main.Network, data: main.Dataset, recipe: main.Recipe) -> float:
@@ -247,7 +279,7 @@ class Row:
     title: str
     speed: Speed
     flops: float
-    data_seconds: float | None  # only of ours
+    data_seconds: float | None = None  # only of ours
 
     def cells(self, peak: float) -> list[str]:
         tflops = self.flops * self.speed.training / 1e12
@@ -261,43 +293,78 @@ class Row:
 def measure_ours(
     network: main.Network, data: main.Dataset, recipe: main.Recipe, hardware: main.Hardware
 ) -> Row:
-    speed = our_speed(network, data, recipe, hardware)
+    """Alone on all cores."""
+    alone = dataclasses.replace(hardware, at_once=1)
+    (speed,) = our_speeds([network], data, recipe, alone)
     flops = step_flops(network, data, recipe)
     return Row(f"ours, {network.title}", speed, flops, data_seconds(data, recipe, hardware))
+
+
+def measure_side_by_side(
+    data: main.Dataset, recipe: main.Recipe, hardware: main.Hardware
+) -> list[Row]:
+    """Both networks at once, each on its share of the cores, as `python main.py` trains them."""
+    rows = []
+    speeds = our_speeds(main.NETWORKS, data, recipe, hardware)
+    for network, speed in zip(main.NETWORKS, speeds, strict=True):
+        flops = step_flops(network, data, recipe)
+        rows.append(Row(f"ours, {network.title}, side by side", speed, flops))
+    return rows
 
 
 def measure_usual(
     network: main.Network, data: main.Dataset, recipe: main.Recipe, device: torch.device
 ) -> Row:
     speed = usual_speed(network, data, device)
-    return Row(f"usual, {network.title}", speed, step_flops(network, data, recipe), None)
+    return Row(f"usual, {network.title}", speed, step_flops(network, data, recipe))
+
+
+def say_precision(settings: main.Settings, hardware: main.Hardware) -> str:
+    """The arithmetic, and why it was chosen."""
+    if settings.precision != "auto":
+        return f"{hardware.precision}, as asked"
+    if hardware.device.type == "cuda":
+        return f"{hardware.precision}, as the GPU has it"
+    speedup = main.bfloat16_speedup()
+    worthwhile = main.WORTHWHILE_SPEEDUP
+    measured = f"bf16 convolves {speedup:.2f} times as fast as fp32"
+    return f"{hardware.precision}, since {measured} ({worthwhile} would do)"
 
 
 def run(settings: main.Settings) -> None:
     hardware = main.prepare_machine(settings)
     data = few_images(main.load_data(settings), settings.recipe)
     whole_images = dataclasses.replace(settings.recipe, crop_epochs=0.0)  # as the usual network's
-    where = f"{hardware.description}, {hardware.precision}, PyTorch {torch.__version__}"
-    print(f"{where}; takes some minutes", flush=True)
+    print(f"{hardware.description}, PyTorch {torch.__version__}; takes some minutes")
+    print(f"precision: {say_precision(settings, hardware)}", flush=True)
 
-    peak = matrix_peak(hardware)
+    peak = peak_tflops(hardware)
     same = [measure_ours(n, data, whole_images, hardware) for n in USUAL_NETWORKS]
     ours = [measure_ours(n, data, settings.recipe, hardware) for n in main.NETWORKS]
-    peak = max(peak, matrix_peak(hardware))
+    together = []
+    if hardware.at_once > 1:
+        together = measure_side_by_side(data, settings.recipe, hardware)
+    peak = max(peak, peak_tflops(hardware))
     memory = peak_memory(hardware.device)
     usual = [measure_usual(n, data, whole_images, hardware.device) for n in USUAL_NETWORKS]
 
     print("\n| pipeline, network | images/s | 15 epochs, min | data | TFLOP/s | of peak |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    for row in (*usual, *same, *ours):
+    for row in (*usual, *same, *ours, *together):
         print("|", " | ".join(row.cells(peak)), "|")
 
-    ratio = sum(row.speed.minutes() for row in ours) / sum(row.speed.minutes() for row in usual)
-    print(f"\nboth trainings, ours over the usual pipeline's: {ratio:.2f}")
+    our_minutes = sum(row.speed.minutes() for row in ours)
+    if together:
+        one_by_one = our_minutes
+        our_minutes = max(row.speed.minutes() for row in together)
+        faster = one_by_one / our_minutes
+        print(f"\nboth networks side by side: {faster:.2f} times as fast as one by one")
+    ratio = our_minutes / sum(row.speed.minutes() for row in usual)
+    print(f"both trainings, ours over the usual pipeline's: {ratio:.2f}")
     for network, row, usual_row in zip(USUAL_NETWORKS, same, usual, strict=True):
         faster = row.speed.training / usual_row.speed.training
         print(f"{network.title}, our loop over its own: {faster:.1f} x")
-    print(f"peak of a large matrix product in {hardware.precision}: {peak:.2f} TFLOP/s")
+    print(f"peak of a large product or convolution in {hardware.precision}: {peak:.2f} TFLOP/s")
     kind = "GPU" if hardware.device.type == "cuda" else "resident"
     print(f"peak {kind} memory, ours: {memory:.2f} GiB")
 

@@ -1,7 +1,10 @@
 """The parts of main.py, each against an independent reference."""
 
+import _thread
 import dataclasses
 import re
+import threading
+import time
 import typing
 
 import numpy as np
@@ -28,7 +31,7 @@ def small_network(network, **changes):
 
 
 def job_for(network, recipe, folder):
-    return main.TrainingJob(network, recipe, "auto", folder / "model.pth")
+    return main.TrainingJob(network, recipe, folder / "model.pth")
 
 
 def train(network, recipe, folder):
@@ -114,12 +117,106 @@ def test_images_are_not_joined_where_that_does_not_pay(monkeypatch):
         assert main.Convolution(8, 16)(torch.randn(4, 8, 4, 4)).shape == (4, 16, 4, 4)
 
 
-def test_precision_follows_the_hardware(monkeypatch):
-    settings = main.Settings(device="cpu")
-    for amx, expected in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
-        assert main.prepare_machine(settings).precision == expected
-    assert main.prepare_machine(main.Settings(device="cpu", precision="bf16")).precision == "bf16"
+@pytest.mark.parametrize(("seconds", "expected"), [(1, "fp32"), (0.8, "fp32"), (0.75, "bf16")])
+def test_precision_is_chosen_by_measuring(monkeypatch, seconds, expected):
+    """bfloat16 takes these seconds where float32 takes one; the first try takes longer."""
+    tries = []
+
+    def measured(dtype):
+        tries.append(dtype)
+        first = 5 if len(tries) <= 2 else 0
+        return first + (seconds if dtype == torch.bfloat16 else 1)
+
+    monkeypatch.setattr(main, "seconds_of_convolution", measured)
+    assert main.prepare_machine(main.Settings(device="cpu")).precision == expected
+    for asked in ("fp32", "bf16"):
+        settings = main.Settings(device="cpu", precision=asked)
+        assert main.prepare_machine(settings).precision == asked
+
+
+def test_a_processor_of_any_kind_is_measured():
+    assert all(main.seconds_of_convolution(t) > 0 for t in (torch.float32, torch.bfloat16))
+    start = time.perf_counter()
+    assert 0.01 < main.bfloat16_speedup() < 100
+    assert time.perf_counter() - start < 20
+
+
+# Side by side
+
+
+@pytest.fixture
+def two_at_once(monkeypatch):
+    """Hardware that does two things at once, whose threads are given back."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield main.Hardware(torch.device("cpu"), "fp32", "", at_once=2)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
+
+
+def test_work_side_by_side_shares_the_cores_and_keeps_its_order(two_at_once):
+    together = threading.Barrier(2, timeout=30)
+
+    def work(item):
+        together.wait()  # would break if one came after the other
+        return item, torch.get_num_threads()
+
+    assert main.side_by_side(work, [3, 1, 2, 0], two_at_once) == [(k, 1) for k in (3, 1, 2, 0)]
+
+
+@pytest.mark.parametrize("order", [[True, False], [False, True]])
+@pytest.mark.parametrize("error", [main.UserError("no"), ZeroDivisionError(), KeyboardInterrupt()])
+def test_work_ends_when_other_work_fails(two_at_once, order, error):
+    ended = []
+
+    def work(fails):
+        if fails:
+            time.sleep(0.2)
+            raise error
+        try:
+            for _ in range(300):
+                two_at_once.go_on()
+                time.sleep(0.1)
+        except main.UnwantedError:
+            ended.append(True)
+            raise
+
+    start = time.monotonic()
+    with pytest.raises(type(error)):
+        main.side_by_side(work, order, two_at_once)
+    assert ended == [True] and time.monotonic() - start < 5
+    assert main.side_by_side(str, [1, 2], two_at_once) == ["1", "2"]  # it can work again
+
+
+def test_ctrl_c_ends_work_side_by_side(two_at_once):
+    def work(interrupts):
+        if interrupts:
+            _thread.interrupt_main()
+        for _ in range(300):
+            two_at_once.go_on()
+            time.sleep(0.1)
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        main.side_by_side(work, [True, False, False], two_at_once)
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_networks_side_by_side_learn_the_same_bits(tmp_path, precision):
+    settings = main.parse_settings(tiny(tmp_path))
+    data = main.load_data(settings)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    states = []
+    for at_once in (1, 2):
+        settings = main.parse_settings(tiny(tmp_path / str(at_once)))
+        hardware = main.Hardware(torch.device("cpu"), precision, "", at_once=at_once)
+        trained = main.train_all(main.training_jobs(settings), data, hardware)
+        states.append([one.model.state_dict() for one in trained])
+    torch.set_num_threads(threads)
+    for one, other in zip(*states, strict=True):
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 # Data

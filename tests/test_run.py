@@ -145,7 +145,29 @@ def test_an_asked_precision_is_not_answered_with_anothers_weights(tmp_path):
     main.main(tiny(tmp_path, "--precision", "fp32"))
     with pytest.raises(SystemExit, match="precision fp32"):
         main.main(tiny(tmp_path, "--precision", "bf16"))
-    main.main(tiny(tmp_path))  # auto takes what is there
+
+
+@pytest.mark.parametrize("speedup", [0.5, 2.0])
+def test_weights_keep_the_precision_that_they_were_trained_in(tmp_path, monkeypatch, speedup):
+    """Whatever is measured this time: what is left of it is trained, and all is tried, in that."""
+    main.main(tiny(tmp_path, "--precision", "bf16"))
+    before = fingerprint(tmp_path)
+    monkeypatch.setattr(main, "bfloat16_speedup", lambda: speedup)
+    main.main(tiny(tmp_path))
+    found = comparison(tmp_path)
+    assert found["precision"] == "bf16"
+    (tmp_path / "models" / "se_attention_model.pth").unlink()
+    main.main(tiny(tmp_path))
+    assert fingerprint(tmp_path)[0] == before[0]
+
+
+def test_networks_of_different_arithmetic_are_not_compared(tmp_path):
+    for precision in ("fp32", "bf16"):
+        main.main(tiny(tmp_path / precision, "--precision", precision))
+    mixed = tmp_path / "bf16" / "models" / "baseline_model.pth"
+    mixed.write_bytes((tmp_path / "fp32" / "models" / "baseline_model.pth").read_bytes())
+    with pytest.raises(SystemExit, match="different arithmetic"):
+        main.main(tiny(tmp_path / "bf16"))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", None])

@@ -109,12 +109,14 @@ def test_a_corruption_does_not_depend_on_its_place_in_the_table(monkeypatch):
     _, data = main.draw_shapes(20, 0), main.draw_shapes(20, 3)
     dataset = main.Dataset("made", tuple("abcdefghij"), ("a",), data, data, {})
     index = torch.arange(5)
-    before = {one.name: one.pixels for one in main.corrupted_images(dataset, index, seed=42)}
+    before = {name: main.corrupted_images(name, dataset, index, seed=42) for name in NAMES}
     twin = dataclasses.replace(CORRUPTIONS["gaussian_noise"], name="twin")
     monkeypatch.setattr(main, "CORRUPTIONS", [twin, *reversed(main.CORRUPTIONS)])
-    after = {one.name: one.pixels for one in main.corrupted_images(dataset, index, seed=42)}
+    assert main.corruption_names(dataset) == ["twin", *reversed(NAMES)]
+    after = {name: main.corrupted_images(name, dataset, index, seed=42) for name in NAMES}
     assert all(torch.equal(before[name], after[name]) for name in NAMES)
-    assert not torch.equal(after["twin"], after["gaussian_noise"])
+    drawn = main.corrupted_images("twin", dataset, index, seed=42)
+    assert not torch.equal(drawn, after["gaussian_noise"])
 
 
 def test_corruptions_are_what_their_names_say():
