@@ -35,7 +35,10 @@ PINNED = {
     "speckle_noise": [866185, 277886, 73689],
     "gaussian_blur": [481129, 585844, 494169],
     "defocus_blur": [793163, 219563, 982268],
+    "glass_blur": [65647, 142518, 504376],
     "motion_blur": [479345, 269687, 999927],
+    "snow": [198863, 182818, 599637],
+    "spatter": [132600, 217300, 378097],
     "zoom_blur": [683576, 78554, 182274],
     "fog": [252604, 172812, 520655],
     "brightness": [530435, 527402, 425965],
@@ -67,9 +70,20 @@ def test_constants_are_the_benchmarks():
         "speckle_noise": (0.06, 0.1, 0.12, 0.16, 0.2),
         "gaussian_blur": (0.4, 0.6, 0.7, 0.8, 1),
         "defocus_blur": ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
+        "glass_blur": ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2)),  # max_delta is 1
         "motion_blur": ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
         "zoom_blur": (1.06, 1.11, 1.16, 1.21, 1.26),
         "fog": ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
+        "snow": (
+            (0.1, 0.2, 1, 0.6, 8, 3, 0.95), (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
+            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9), (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+        ),
+        "spatter": (
+            (0.62, 0.1, 0.7, 0.7, 0.5, 0), (0.65, 0.1, 0.8, 0.7, 0.5, 0),
+            (0.65, 0.3, 1, 0.69, 0.5, 0), (0.65, 0.1, 0.7, 0.69, 0.6, 1),
+            (0.65, 0.1, 0.5, 0.68, 0.6, 1),
+        ),
         "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),
         "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),
         "saturate": ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)),
@@ -80,7 +94,67 @@ def test_constants_are_the_benchmarks():
         "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),
         "jpeg_compression": (80, 65, 58, 50, 40),
     }  # fmt: skip
-    assert {name: corruption.strengths[1:] for name, corruption in CORRUPTIONS.items()} == benchmark
+    found = {}
+    for name, corruption in CORRUPTIONS.items():
+        found[name] = tuple(plain(strength) for strength in corruption.strengths[1:])
+    assert found == benchmark
+    extra = {name for name, corruption in CORRUPTIONS.items() if corruption.is_extra}
+    assert extra == {"speckle_noise", "gaussian_blur", "spatter", "saturate"}
+
+
+def plain(strength):
+    """Numbers without their names."""
+    return dataclasses.astuple(strength) if dataclasses.is_dataclass(strength) else strength
+
+
+def test_glass_blur_takes_pixels_as_the_benchmarks_loop_does():
+    """Which walks from the last pixel, and where it was to swap two copies the one to the other."""
+    x = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    for rounds in (1, 2):
+        drawn = np.random.default_rng(7)
+        expected = x.copy()
+        for _ in range(rounds):
+            up, left = drawn.integers(0, 2, (2, 3, 32, 32))
+            for k in range(3):
+                for h in range(31, 1, -1):
+                    for w in range(31, 1, -1):
+                        expected[k, h, w] = expected[k, h - up[k, h, w], w - left[k, h, w]]
+        found = main.glass_blur(x / 255, (0, rounds), np.random.default_rng(7))
+        assert np.array_equal(main.round_down(found), expected)
+        assert not np.array_equal(expected, x)
+
+
+@pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
+def test_snow_and_spatter_lie_where_they_should(severity):
+    grey = torch.full((50, 32, 32, 3), 100, dtype=torch.uint8)
+    snowed = main.corrupt(grey, CORRUPTIONS["snow"], severity, 0).float()
+    assert (snowed >= 100).all() and (snowed[..., 0] == snowed[..., 2]).all()
+    turned = snowed.rot90(2, (1, 2))
+    assert (snowed - turned).abs().max() <= 1  # flakes fall, and once more turned around
+    spattered = main.corrupt(grey, CORRUPTIONS["spatter"], severity, 0).float()
+    change = spattered - grey
+    touched = change.abs().amax(-1) > 2
+    assert 0.005 < touched.float().mean() < 0.3
+    colour = change[touched].mean(0)
+    mud = torch.tensor([63.0, 42, 20]) - 100
+    water = torch.tensor([175.0, 238, 238])
+    expected = water if severity <= 3 else mud
+    assert F.cosine_similarity(colour, expected, dim=0) > 0.99
+
+
+LADDERS = [name for name in NAMES if name not in ("saturate", "spatter", "elastic_transform")]
+
+
+@pytest.mark.parametrize("name", LADDERS)
+def test_severity_five_changes_more_than_one(name):
+    """Saturate and spatter are no ladders: they turn from less to more, from water to mud; the
+    elastic transform goes from shifts to waves."""
+    x = main.draw_shapes(100, 4).pixels
+    changes = []
+    for severity in (1, 5):
+        made = main.corrupt(x, CORRUPTIONS[name], severity, 0)
+        changes.append(float((made.float() - x.float()).abs().mean()))
+    assert changes[1] > changes[0]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -100,7 +174,9 @@ def test_pixels_are_pinned_and_follow_the_seed(name):
         torch.equal(x, main.corrupt(pixels, corruption, k, 0))
         for x, k in zip(made, (1, 3, 5), strict=True)
     )
-    drawn = name.endswith("_noise") or name in ("motion_blur", "fog", "elastic_transform")
+    drawn = name.endswith("_noise") or name in (
+        "glass_blur", "motion_blur", "snow", "fog", "elastic_transform", "spatter",
+    )  # fmt: skip
     assert torch.equal(made[2], main.corrupt(pixels, corruption, 5, seed=1)) != drawn
 
 
