@@ -165,8 +165,6 @@ class Recipe:
     """side of the crops in the first epochs; the last ones see whole images"""
     crop_epochs: Share = 0.8
     """share of the epochs that see crops"""
-    first_stage_epochs: Share = 1.0
-    """share of the epochs in which the first stage learns; its rates fall to zero over these"""
     validation: Annotated[float, Between(0.01, 0.9)] = 0.1
     """share of the training images that is held out for validation"""
 
@@ -180,9 +178,6 @@ class Recipe:
         """Side of the images that epoch 0, 1, … sees: small crops first, whole images last."""
         sees_crops = epoch + 1 <= self.crop_epochs * self.epochs
         return self.crop_size if sees_crops else IMAGE_SIZE
-
-    def first_stage_learns(self, epoch: int) -> bool:
-        return epoch < self.first_stage_epochs * self.epochs
 
     def with_seed(self, seed: int) -> Recipe:
         return dataclasses.replace(self, seed=seed)
@@ -1624,8 +1619,6 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for weight in group["params"]:
                 state = self.state[weight]
-                if weight.grad is None:  # a stage that has learnt enough
-                    continue
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(weight)
                 momentum = state["momentum"]
@@ -1663,23 +1656,16 @@ def make_optimizers(model: Classifier, recipe: Recipe) -> list[torch.optim.Optim
     Of the rest, weights of linear layers decay, and biases and batch norm's do not (Goyal et al.,
     2017, section 5.3).
     """
-    muon_groups = []
-    sgd_groups = []
-    for layers, epochs in (
-        (nn.ModuleList([model.stages[0], model.attention[0]]), recipe.first_stage_epochs),
-        (nn.ModuleList([*model.stages[1:], *model.attention[1:], model.classifier]), 1.0),
-    ):
-        weights = list(layers.parameters())
-        convolutions = [p for p in weights if p.ndim == 4]
-        matrices = [p for p in weights if p.ndim == 2]
-        others = [p for p in weights if p.ndim not in (2, 4)]
-        muon_groups.append({"params": convolutions, "epochs": epochs})
-        for params, decay in ((matrices, recipe.weight_decay), (others, 0.0)):
-            if params:
-                sgd_groups.append({"params": params, "epochs": epochs, "weight_decay": decay})
-    muon = Muon(muon_groups, lr=recipe.muon_rate, momentum=recipe.muon_momentum)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    convolutions = [p for p in trained if p.ndim == 4]
+    matrices = [p for p in trained if p.ndim == 2]
+    others = [p for p in trained if p.ndim not in (2, 4)]
+    muon = Muon(convolutions, lr=recipe.muon_rate, momentum=recipe.muon_momentum)
     sgd = torch.optim.SGD(
-        sgd_groups,
+        [
+            {"params": matrices, "weight_decay": recipe.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
         nesterov=recipe.momentum > 0,
@@ -1688,9 +1674,9 @@ def make_optimizers(model: Classifier, recipe: Recipe) -> list[torch.optim.Optim
     return [muon, sgd]
 
 
-def learning_rate_share(progress: float, epochs: float = 1.0) -> float:
+def learning_rate_share(progress: float) -> float:
     """The share of the first learning rate at `progress` 0 to 1 of a training: linearly to zero."""
-    return max(0.0, 1 - progress / epochs)
+    return 1 - progress
 
 
 # An epoch
@@ -1749,8 +1735,6 @@ def train_epoch(training: Training, epoch: int, hardware: Hardware) -> EpochLog:
     title = f"{training.name} epoch {epoch + 1}/{recipe.epochs}"
     start = time.perf_counter()
     training.model.train()
-    for layer in (training.model.stages[0], training.model.attention[0]):
-        layer.requires_grad_(recipe.first_stage_learns(epoch))
     for step, index in enumerate(show_steps(plan.order.tensor_split(steps), title, hardware)):
         hardware.go_on()
         progress = (epoch + step / steps) / recipe.epochs
@@ -1783,7 +1767,7 @@ def train_step(
     # 4. Set the learning rates.
     for optimizer in training.optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = optimizer.defaults["lr"] * learning_rate_share(progress, group["epochs"])
+            group["lr"] = optimizer.defaults["lr"] * learning_rate_share(progress)
     # 5. Step; under autocast for Muon's matrix products.
     with hardware.autocast():
         for optimizer in training.optimizers:
