@@ -224,11 +224,15 @@ class StressSettings:
     stress: Literal["full", "quick", "off"] = "full"
     """stress tests; quick takes an eighth of the images"""
     stress_images: Annotated[int, Between(50)] = 2000
-    """test images to corrupt and attack, the first of each class"""
-    epsilons: Annotated[tuple[int, ...], Between(1, 255)] = (1, 2, 4, 8)
+    """test images to corrupt, the first of each class"""
+    attack_images: Annotated[int, Between(10)] = 500
+    """test images to attack, the first of each class"""
+    epsilons: Annotated[tuple[float, ...], Between(0.01, 255)] = (0.25, 0.5, 1, 2, 4, 8)
     """largest change of a pixel by an attack, of 255"""
-    pgd_steps: Annotated[int, Between(2)] = 20
-    """steps of the PGD attack"""
+    attack_targets: Annotated[int, Between(1, 9)] = 3
+    """classes that an image is pushed to, the nearest first"""
+    attack_steps: Annotated[int, Between(2)] = 20
+    """steps of an attack towards each of them"""
     calibration_bins: Annotated[int, Between(1, 1000)] = 15
     """bins of confidence in the calibration error"""
     curve_images: Annotated[int, Between(10)] = 200
@@ -236,10 +240,9 @@ class StressSettings:
     curve_steps: Annotated[int, Between(2, 1024)] = 16
     """steps of a deletion or insertion curve"""
 
-    def images(self) -> float:
-        """How many test images are corrupted and attacked."""
-        share = {"full": 1, "quick": 1 / 8, "off": 0}
-        return share[self.stress] * self.stress_images
+    def share(self) -> float:
+        """How much of the images is tried."""
+        return {"full": 1, "quick": 1 / 8, "off": 0}[self.stress]
 
 
 @dataclass(frozen=True)
@@ -895,7 +898,7 @@ def load_data(settings: Settings) -> Dataset:
         explained = ("cat", "dog", "bird", "airplane", "ship")
         train = Images(torch.from_numpy(train_part.data), torch.tensor(train_part.targets))
         test = Images(torch.from_numpy(test_part.data), torch.tensor(test_part.targets))
-        if settings.stress_tests.images() > 0:
+        if settings.stress_tests.share() > 0:
             official = find_official(home_of_data(settings.data_dir), test.labels)
     splits = {}
     for seed in settings.all_seeds():
@@ -2945,12 +2948,24 @@ def corrupted_images(name: str, data: Dataset, index: Tensor, seed: int) -> Tens
     return torch.stack(made)
 
 
+# The fifteen that the benchmark's mean is over are these, frost among them.
+BENCHMARK_SIZE = 15
+PUBLISHED_ACCURACY = 73.46  # of RobustBench's standard WRN-28-10 on CIFAR-10-C, in percent
+EXTRA_CORRUPTIONS = {corruption.name for corruption in CORRUPTIONS if corruption.is_extra}
+
+
 @dataclass(frozen=True)
 class CorruptionScores:
-    """A network's accuracy under corruption, in percent."""
+    """A network's accuracy under corruption, in percent.
+
+    Means, and what is made of them, are over the benchmark's corruptions, without the extra ones;
+    None where there are none of these.
+    """
 
     names: tuple[str, ...]
     accuracy: np.ndarray  # float64 [seeds, corruptions, severities]
+    mean_accuracy: np.ndarray | None  # float64 [seeds]
+    mean_accuracy_of_extra: np.ndarray | None  # float64 [seeds]
     mean_corruption_error: float | None  # the first network's being 100, if that errs at all
     change: Interval | None  # of mean accuracy, from the first network, in points
 
@@ -3006,31 +3021,34 @@ def study_corruptions(
 def score_corruptions(
     names: tuple[str, ...], correct: Mapping[str, np.ndarray], settings: Settings
 ) -> dict[str, CorruptionScores]:
-    """Scores from `correct` bool [seeds, corruptions, severities, images], by network.
-
-    The change's interval is the t interval over seeds, of one seed the paired bootstrap.
-    """
+    """Scores from `correct` bool [seeds, corruptions, severities, images], by network."""
+    is_extra = np.array([name in EXTRA_CORRUPTIONS for name in names])
     first_key = NETWORKS[0].key
-    first_errors = mean_errors(correct[first_key])
+    first = correct[first_key][:, ~is_extra]
     scores = {}
     for key, of_network in correct.items():
+        benchmark = of_network[:, ~is_extra]
         change = None
-        if key != first_key:
-            tries = of_network.shape[1] * of_network.shape[2]
-            hits = of_network.sum((1, 2)) - correct[first_key].sum((1, 2))  # [seeds, images]
-            gains = 100 * hits / tries
-            if len(gains) > 1:
-                resolution = 100 / (tries * gains.shape[1])
-                change = t_test(gains.mean(1), resolution, settings.statistics).interval
-            else:
-                change = bootstrap_interval(gains, settings.recipe.seed, settings.statistics)
+        if key != first_key and not is_extra.all():
+            tries = benchmark.shape[1] * benchmark.shape[2]
+            gains = 100 * (benchmark.sum((1, 2)) - first.sum((1, 2))) / tries  # [seeds, images]
+            change = interval_of_change(gains, tries, settings)
         scores[key] = CorruptionScores(
             names=names,
             accuracy=100 * of_network.mean(3),
-            mean_corruption_error=mean_ratio(mean_errors(of_network), first_errors),
+            mean_accuracy=mean_accuracy(benchmark),
+            mean_accuracy_of_extra=mean_accuracy(of_network[:, is_extra]),
+            mean_corruption_error=mean_ratio(mean_errors(benchmark), mean_errors(first)),
             change=change,
         )
     return scores
+
+
+def mean_accuracy(correct: np.ndarray) -> np.ndarray | None:
+    """In percent, by seed, of `correct` [seeds, corruptions, severities, images], if any."""
+    if correct.size == 0:
+        return None
+    return 100 * correct.mean((1, 2, 3))
 
 
 def mean_errors(correct: np.ndarray) -> np.ndarray:
@@ -3051,122 +3069,262 @@ def show_progress(title: str, count: int) -> tqdm:
     return tqdm(desc=title, total=count, leave=False, disable=not on_terminal())
 
 
-# Attacks
+# Attacks. In float32, whatever the training's arithmetic: gradients that are lost to rounding would
+# pass for robustness.
 
 
-def fgsm(
-    model: Classifier, pixels: Tensor, labels: Tensor, epsilon: float, hardware: Hardware
-) -> Tensor:
-    """One step of full length along the sign of the gradient (Goodfellow et al., ICLR 2015)."""
-    x = to_input(pixels.to(hardware.device))
-    return climb_loss(model, x, x, labels, epsilon, epsilon, 1, hardware)
+def class_distances(model: Classifier, x: Tensor, labels: Tensor) -> Tensor:
+    """How far from images `x` each class begins, were the network linear: float32 [N, classes].
+
+    The gap between the label's logit and the class's, over the L1 norm of its gradient: the
+    smallest change of all pixels that closes it (Moosavi-Dezfooli et al., CVPR 2016). The label's
+    own class is infinitely far.
+    """
+    x = x.clone().requires_grad_()
+    logits = model(x)
+    distances = torch.full_like(logits, math.inf)
+    for target in range(logits.shape[1]):
+        gap = label_logits(logits, labels) - logits[:, target]
+        (gradient,) = torch.autograd.grad(gap.sum(), x, retain_graph=True)
+        length = gradient.flatten(1).abs().sum(1)
+        distances[:, target] = gap.detach() / length.clamp_min(1e-12)
+    return distances.scatter(1, labels[:, None], math.inf)
 
 
-def pgd(
-    model: Classifier,
-    pixels: Tensor,
-    labels: Tensor,
-    epsilon: float,
-    steps: int,
-    hardware: Hardware,
-) -> Tensor:
-    """Many short steps from a random start within `epsilon` (Madry et al., ICLR 2018)."""
-    x = to_input(pixels.to(hardware.device))
-    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x.device)
-    start = x + epsilon * (noise * 2 - 1)
-    step_size = 2.5 * epsilon / steps  # Madry et al.'s: far enough to cross the ball
-    return climb_loss(model, x, start, labels, epsilon, step_size, steps, hardware)
+def label_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of logits [N, classes] those of `labels` [N]."""
+    return logits.gather(1, labels[:, None])[:, 0]
 
 
-def climb_loss(
+def push(
     model: Classifier,
     x: Tensor,
-    start: Tensor,
     labels: Tensor,
+    targets: Tensor,
     epsilon: float,
-    step_size: float,
     steps: int,
     hardware: Hardware,
 ) -> Tensor:
-    """Images float32 [N, 3, H, W] in [0, 1], at most `epsilon` from `x` in any value.
+    """Images like `x` float32 [N, 3, H, W] in [0, 1], at most `epsilon` from it in any value.
 
-    Each step goes along the sign of the gradient of the cross-entropy, through the network's
-    normalisation. An image is left alone as soon as it is misclassified.
+    Each step goes along the sign of the gradient of the gap between the target's logit and the
+    label's, so that neither the loss nor the logits' scale matters. Steps fall from 2 `epsilon` to
+    zero by a cosine, and keep their momentum as those of APGD do (Croce & Hein, ICML 2020). An
+    image is left alone as soon as it is misclassified.
     """
-    labels = labels.to(hardware.device)
+    momentum = 0.75
     low = (x - epsilon).clamp_min(0)
     high = (x + epsilon).clamp_max(1)
-    adversarial = start.clamp(low, high)
-    unfooled = torch.arange(len(x), device=x.device)
-    for _ in range(steps):
+    pushed = x.clone()
+    before = x.clone()
+    left = torch.arange(len(x), device=x.device)  # not yet misclassified
+    for step in range(steps):
         hardware.go_on()
-        part = adversarial[unfooled].requires_grad_()
-        with hardware.autocast():
-            logits = model(part).float()
-        loss = F.cross_entropy(logits, labels[unfooled], reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, part)
-        withstood = logits.argmax(1) == labels[unfooled]
-        unfooled = unfooled[withstood]
-        if len(unfooled) == 0:
+        now = pushed[left].requires_grad_()
+        logits = model(now)
+        gap = label_logits(logits, targets[left]) - label_logits(logits, labels[left])
+        (gradient,) = torch.autograd.grad(gap.sum(), now)
+        withstood = logits.argmax(1) == labels[left]
+        left = left[withstood]
+        if len(left) == 0:
             break
-        moved = (part.detach() + step_size * gradient.sign())[withstood]
-        adversarial[unfooled] = moved.clamp(low[unfooled], high[unfooled])
-    return adversarial
+        here = now.detach()[withstood]
+        step_size = 2 * epsilon * (1 + math.cos(math.pi * step / steps)) / 2
+        there = here + step_size * gradient[withstood].sign()
+        there = there.clamp(low[left], high[left])
+        there = here + momentum * (there - here) + (1 - momentum) * (here - before[left])
+        before[left] = here
+        pushed[left] = there.clamp(low[left], high[left])
+    return pushed
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What a network, and the others of its seed, answer to the attack on it.
+
+    True where the answer is right.
+    """
+
+    clean: np.ndarray  # bool [N], of the images as they are
+    withstood: np.ndarray  # bool [epsilons, N]
+    withstood_by_others: dict[str, np.ndarray]  # by network
+
+
+def attack(
+    key: str,
+    models: Mapping[str, Classifier],
+    images: Images,
+    settings: StressSettings,
+    hardware: Hardware,
+) -> Attacked:
+    """Attack the network `key` of `models`, and show the others what it is shown.
+
+    Each image is pushed towards the classes that are nearest, the largest epsilon first: what
+    withstands that withstands smaller ones.
+    """
+    model = models[key]
+    others = [other for other in models if other != key]
+    x = to_input(images.pixels.to(hardware.device))
+    labels = images.labels.to(hardware.device)
+    nearest = class_distances(model, x, labels).argsort(1)
+    right = answers_rightly(model, x, labels)
+    robust = torch.zeros_like(right)  # against the epsilons so far
+    shown = x.clone()
+    withstood = []
+    by_others: dict[str, list[Tensor]] = {other: [] for other in others}
+    for epsilon in sorted(settings.epsilons, reverse=True):
+        limit = epsilon / 255
+        left = (right & ~robust).nonzero()[:, 0]
+        for k in range(settings.attack_targets):
+            target = nearest[left, k]
+            pushed = push(
+                model, x[left], labels[left], target, limit, settings.attack_steps, hardware
+            )
+            shown[left] = pushed
+            left = left[answers_rightly(model, pushed, labels[left])]
+        robust[left] = True
+        withstood.append(robust.clone())
+        shown = (x + (shown - x).clamp(-limit, limit)).clamp(0, 1)
+        for other in others:
+            by_others[other].append(answers_rightly(models[other], shown, labels))
+    return Attacked(
+        clean=right.cpu().numpy(),
+        withstood=stack_reversed(withstood),
+        withstood_by_others={other: stack_reversed(by_others[other]) for other in others},
+    )
+
+
+def stack_reversed(answers: Sequence[Tensor]) -> np.ndarray:
+    """From the largest epsilon first to [epsilons, N] by the smallest."""
+    return torch.stack(list(reversed(answers))).cpu().numpy()
+
+
+def attack_in_batches(
+    key: str,
+    models: Mapping[str, Classifier],
+    images: Images,
+    settings: StressSettings,
+    hardware: Hardware,
+) -> Attacked:
+    """The same for images of any number."""
+    parts = []
+    for index in torch.arange(len(images)).split(hardware.eval_batch):
+        parts.append(attack(key, models, images.select(index), settings, hardware))
+    by_others = {}
+    for other in parts[0].withstood_by_others:
+        of_parts = [part.withstood_by_others[other] for part in parts]
+        by_others[other] = np.concatenate(of_parts, axis=1)
+    return Attacked(
+        clean=np.concatenate([part.clean for part in parts]),
+        withstood=np.concatenate([part.withstood for part in parts], axis=1),
+        withstood_by_others=by_others,
+    )
+
+
+@torch.no_grad()
+def answers_rightly(model: Classifier, x: Tensor, labels: Tensor) -> Tensor:
+    """Whether images float32 [N, 3, H, W] are given their labels: bool [N]."""
+    if len(x) == 0:
+        return torch.zeros(0, dtype=torch.bool, device=x.device)
+    return model(x).argmax(1) == labels
 
 
 @dataclass(frozen=True)
 class AttackScores:
-    """A network's accuracy under attack, in percent, for each largest change of a pixel."""
+    """A network's accuracy under attack, in percent, by the largest change of a pixel."""
 
-    epsilons: tuple[int, ...]  # of 255
+    epsilons: tuple[float, ...]  # of 255
     clean: np.ndarray  # float64 [seeds]
-    fgsm: np.ndarray  # float64 [seeds, epsilons]
-    pgd: np.ndarray  # float64 [seeds, epsilons]
+    robust: np.ndarray  # float64 [seeds, epsilons]
+    transferred: np.ndarray  # float64 [seeds, epsilons], under what was made for other networks
+    median_epsilon: np.ndarray  # float64 [seeds], of 255; half of the images withstand it
+    change: tuple[Interval, ...] | None  # of `robust` from the first network, in points
+
+    def is_masked(self) -> bool:
+        """Whether what was made for other networks fools this one more than what was made for it.
+
+        Then its gradients hide what it does not withstand (Athalye et al., ICML 2018).
+        """
+        return bool((self.transferred.mean(0) < self.robust.mean(0)).any())
 
 
 def study_attacks(
-    runs: Runs, images: Images, settings: StressSettings, hardware: Hardware
-) -> AttackScores:
-    """FGSM and PGD; what PGD has fooled stays fooled for a larger epsilon."""
-    epsilons = tuple(sorted(settings.epsilons))
-    clean = []
-    by_fgsm = []
-    by_pgd = []
-    for run in runs:
-        model = run.trained.model
-        correct = predict(model, images.pixels, hardware).argmax(1) == images.labels
-        clean.append(100 * float(correct.double().mean()))
-        attacked = []
-        for epsilon in epsilons:
-            attack = partial(fgsm, epsilon=epsilon / 255, hardware=hardware)
-            attacked.append(100 * len(withstanding(model, images, attack, hardware)) / len(images))
-        by_fgsm.append(attacked)
-        attacked = []
-        left = images.select(correct.nonzero()[:, 0])
-        for epsilon in epsilons:
-            attack = partial(
-                pgd, epsilon=epsilon / 255, steps=settings.pgd_steps, hardware=hardware
+    evaluations: Mapping[str, Runs], images: Images, settings: Settings, hardware: Hardware
+) -> dict[str, AttackScores]:
+    """Attack each network of each seed."""
+    models_by_seed: list[dict[str, Classifier]] = [{} for _ in settings.all_seeds()]
+    for key, runs in evaluations.items():
+        for models, run in zip(models_by_seed, runs, strict=True):
+            models[key] = run.trained.model
+    pairs = [(key, models) for key in evaluations for models in models_by_seed]
+    bar = show_progress("attacks", len(pairs))
+
+    def attack_one(pair: tuple[str, dict[str, Classifier]]) -> Attacked:
+        key, models = pair
+        bar.set_postfix_str(key)
+        attacked = attack_in_batches(key, models, images, settings.stress_tests, hardware)
+        bar.update()
+        return attacked
+
+    with bar:
+        found = side_by_side(attack_one, pairs, hardware)
+    by_network: dict[str, list[Attacked]] = {key: [] for key in evaluations}
+    for (key, _), attacked in zip(pairs, found, strict=True):
+        by_network[key].append(attacked)
+    return score_attacks(by_network, settings)
+
+
+def score_attacks(
+    attacked: Mapping[str, Sequence[Attacked]], settings: Settings
+) -> dict[str, AttackScores]:
+    """Scores by network, from what was found of each seed."""
+    first_key = NETWORKS[0].key
+    epsilons = tuple(sorted(settings.stress_tests.epsilons))
+    withstood = {}  # bool [seeds, epsilons, images]
+    for key, of_seeds in attacked.items():
+        withstood[key] = np.stack([one.withstood for one in of_seeds])
+    scores = {}
+    for key, of_seeds in attacked.items():
+        transferred = np.ones_like(withstood[key])
+        for other, others_of_seeds in attacked.items():
+            if other != key:
+                transferred &= np.stack([one.withstood_by_others[key] for one in others_of_seeds])
+        change = None
+        if key != first_key:
+            gains = 100.0 * withstood[key] - 100.0 * withstood[first_key]
+            change = tuple(
+                interval_of_change(gains[:, k], 1, settings) for k in range(len(epsilons))
             )
-            left = left.select(withstanding(model, left, attack, hardware))
-            attacked.append(100 * len(left) / len(images))
-        by_pgd.append(attacked)
-    return AttackScores(epsilons, np.array(clean), np.array(by_fgsm), np.array(by_pgd))
+        scores[key] = AttackScores(
+            epsilons=epsilons,
+            clean=np.array([100 * one.clean.mean() for one in of_seeds]),
+            robust=100 * withstood[key].mean(2),
+            transferred=100 * transferred.mean(2),
+            median_epsilon=np.array([median_epsilon(one, epsilons) for one in of_seeds]),
+            change=change,
+        )
+    return scores
 
 
-def withstanding(
-    model: Classifier, images: Images, attack: Callable[..., Tensor], hardware: Hardware
-) -> Tensor:
-    """Indices of the images that are classified correctly when attacked."""
-    correct = []
-    batches = zip(
-        images.pixels.split(hardware.eval_batch),
-        images.labels.split(hardware.eval_batch),
-        strict=True,
-    )
-    for pixels, labels in batches:
-        adversarial = attack(model, pixels, labels)
-        correct.append(predict(model, adversarial, hardware).argmax(1) == labels)
-    return torch.cat(correct).nonzero()[:, 0]
+def median_epsilon(attacked: Attacked, epsilons: Sequence[float]) -> float:
+    """What half of the images that are classified correctly withstand, between those tried.
+
+    At most the largest of them.
+    """
+    images = max(1, attacked.clean.sum())
+    shares = [1.0, *(attacked.withstood.sum(1) / images)]
+    return float(np.interp(0.5, np.flip(shares), np.flip((0.0, *epsilons))))
+
+
+def interval_of_change(gains: np.ndarray, tries: int, settings: Settings) -> Interval:
+    """Mean of `gains` [seeds, images], in points: means over `tries` answers for each image.
+
+    The t interval over seeds, of one seed the paired bootstrap over images.
+    """
+    if len(gains) > 1:
+        resolution = 100 / (tries * gains.shape[1])
+        return t_test(gains.mean(1), resolution, settings.statistics).interval
+    return bootstrap_interval(gains, settings.recipe.seed, settings.statistics)
 
 
 # Calibration
@@ -3449,12 +3607,47 @@ class StressResults:
     def corruption_source(self) -> str:
         return "the published arrays" if self.official else "made by main.py"
 
+    def benchmark_corruptions(self) -> list[str]:
+        """Those that means are over."""
+        return [name for name in self.corrupted if name not in EXTRA_CORRUPTIONS]
 
-def stressed_images(data: Dataset, settings: StressSettings) -> Tensor:
-    """Indices of the test images under stress: the first of each class, as many of each."""
+    def mean_is_over(self) -> str:
+        """In words, for "the mean over …"."""
+        count = len(self.benchmark_corruptions())
+        which = "the benchmark's" if count == BENCHMARK_SIZE else "of the benchmark's"
+        return f"{count} {which} {BENCHMARK_SIZE} corruptions"
+
+    def reference(self) -> str:
+        """A published result to hold the mean against, where it is over the benchmark's images."""
+        if not self.official or len(self.benchmark_corruptions()) < BENCHMARK_SIZE:
+            return ""
+        return (
+            f"RobustBench's standard WRN-28-10 has {PUBLISHED_ACCURACY} % there, over all "
+            "10,000 images."
+        )
+
+    def say_masking(self) -> str:
+        """Whether the attack overstates what networks withstand, in words."""
+        masked = [one.network.title for one in self.networks if one.attacks.is_masked()]
+        if masked:
+            return (
+                f"What was made for other networks fools {' and '.join(masked)} more than what was "
+                "made for it: its gradients are masked, and it withstands less than is measured."
+            )
+        return (
+            "What was made for other networks fools none more than what was made for it: no sign "
+            "of masked gradients."
+        )
+
+
+def first_images(data: Dataset, count: int, settings: StressSettings) -> Tensor:
+    """Indices of about `count` test images, or of the share that --stress takes.
+
+    The first of each class, as many of each.
+    """
     classes = len(data.classes)
-    count = math.ceil(settings.images() / classes)
-    return first_of_class(data.test.labels, range(classes), count)
+    of_each = math.ceil(settings.share() * count / classes)
+    return first_of_class(data.test.labels, range(classes), of_each)
 
 
 def run_stress_tests(
@@ -3462,15 +3655,16 @@ def run_stress_tests(
 ) -> StressResults | None:
     """All stress tests of all networks; None where --stress is off."""
     stress = settings.stress_tests
-    index = stressed_images(data, stress)
-    if len(index) == 0:
+    if stress.share() == 0:
         return None
+    index = first_images(data, stress.stress_images, stress)
     images = data.test.select(index)
-    few = images.select(
-        torch.arange(0, len(index), max(1, stress.stress_images // stress.curve_images))
-    )
+    attacked_images = data.test.select(first_images(data, stress.attack_images, stress))
+    few = data.test.select(first_images(data, stress.curve_images, stress))
+
     corruptions = study_corruptions(evaluations, data, index, settings, hardware)
-    bar = show_progress("attacks, calibration, heatmaps, gates", len(NETWORKS))
+    attacks = study_attacks(evaluations, attacked_images, settings, hardware)
+    bar = show_progress("calibration, heatmaps, gates", len(NETWORKS))
 
     def study(network: Network) -> NetworkStress:
         bar.set_postfix_str(network.title)
@@ -3479,7 +3673,7 @@ def run_stress_tests(
         found = NetworkStress(
             network=network,
             corruptions=corruptions.scores[network.key],
-            attacks=study_attacks(runs, images, stress, hardware),
+            attacks=attacks[network.key],
             calibration=study_calibration(runs, data, stress, hardware),
             heatmaps=study_heatmaps(first_model, few, settings, hardware),
             gates=study_gates(first_model, images, len(data.classes), hardware),
@@ -3537,7 +3731,8 @@ class ImageCounts:
     train: int
     validation: int
     test: int
-    stressed: int
+    corrupted: int
+    attacked: int
 
 
 @dataclass(frozen=True)
@@ -3627,11 +3822,13 @@ def collect(
             )
         )
     split = data.splits[settings.recipe.seed]
+    stress_settings = settings.stress_tests
     counts = ImageCounts(
         train=len(split.training),
         validation=len(split.validation),
         test=len(data.test),
-        stressed=len(stressed_images(data, settings.stress_tests)),
+        corrupted=len(first_images(data, stress_settings.stress_images, stress_settings)),
+        attacked=len(first_images(data, stress_settings.attack_images, stress_settings)),
     )
     verdicts = [say_verdict(comparison, data.classes, settings) for comparison in comparisons]
     return Results(
@@ -3671,13 +3868,14 @@ class Metric:
 
 
 CORRUPTED_ACCURACY = Metric("corrupted_accuracy", "Corrupted images: accuracy", "%", 2)
+EXTRA_ACCURACY = Metric("extra_corrupted_accuracy", "Extra corruptions: accuracy", "%", 2)
 CORRUPTION_ERROR = Metric("mean_corruption_error", "Corrupted images: mCE", "", 2)
 CORRUPTED_CHANGE = Metric("corrupted_change", "Corrupted images: change", "points", 2)
 CORRUPTED_CHANGE_LOW = Metric("corrupted_change_low", "Its interval, from", "points", 2)
 CORRUPTED_CHANGE_HIGH = Metric("corrupted_change_high", "Its interval, to", "points", 2)
-CLEAN_ACCURACY = Metric("clean_accuracy", "Clean images: accuracy", "%", 2)
-FGSM_ACCURACY = Metric("fgsm_accuracy_{}", "FGSM, {}/255: accuracy", "%", 2)
-PGD_ACCURACY = Metric("pgd_accuracy_{}", "PGD, {}/255: accuracy", "%", 2)
+CLEAN_ACCURACY = Metric("clean_accuracy", "The same images as they are: accuracy", "%", 2)
+ROBUST_ACCURACY = Metric("robust_accuracy_{}", "Attack, {}/255: accuracy", "%", 2)
+MEDIAN_EPSILON = Metric("median_epsilon", "Attack that half of the images withstand", "of 255")
 TEMPERATURE = Metric("temperature", "Temperature")
 CALIBRATION_ERROR = Metric("calibration_error_{}", "Calibration error, {}", "%", 2)
 LOG_LIKELIHOOD = Metric("negative_log_likelihood_{}", "Negative log-likelihood, {}")
@@ -3720,21 +3918,24 @@ Measured = Iterator[tuple[Metric, np.ndarray | Sequence[float] | float]]
 
 
 def measure_corruptions(scores: CorruptionScores) -> Measured:
-    yield CORRUPTED_ACCURACY, scores.accuracy.mean((1, 2))
+    if scores.mean_accuracy is not None:
+        yield CORRUPTED_ACCURACY, scores.mean_accuracy
     if scores.mean_corruption_error is not None:
         yield CORRUPTION_ERROR, scores.mean_corruption_error
     if scores.change is not None:
         yield CORRUPTED_CHANGE, scores.change.value
         yield CORRUPTED_CHANGE_LOW, scores.change.low
         yield CORRUPTED_CHANGE_HIGH, scores.change.high
+    if scores.mean_accuracy_of_extra is not None:
+        yield EXTRA_ACCURACY, scores.mean_accuracy_of_extra
 
 
 def measure_attacks(scores: AttackScores) -> Measured:
     yield CLEAN_ACCURACY, scores.clean
-    for epsilon, values in zip(scores.epsilons, scores.fgsm.T, strict=True):
-        yield FGSM_ACCURACY.at(epsilon, epsilon), values
-    for epsilon, values in zip(scores.epsilons, scores.pgd.T, strict=True):
-        yield PGD_ACCURACY.at(epsilon, epsilon), values
+    yield MEDIAN_EPSILON, scores.median_epsilon
+    for k, epsilon in enumerate(scores.epsilons):
+        size = f"{epsilon:g}"
+        yield ROBUST_ACCURACY.at(size.replace(".", "_"), size), scores.robust[:, k]
 
 
 def measure_calibration(scores: CalibrationScores) -> Measured:
@@ -3873,22 +4074,47 @@ def history_limits(
 
 
 def plot_attacks(stress: StressResults) -> Figure:
-    """Accuracy by the largest change allowed, under FGSM and under PGD."""
+    """Accuracy by the largest change allowed; its change from the first network with intervals."""
     figure, left, right = two_panels()
+    epsilons = stress.networks[0].attacks.epsilons
+    places = np.arange(1 + len(epsilons))  # each is twice the one before: as far apart as that
     for of_network in stress.networks:
         attacks = of_network.attacks
         network = of_network.network
-        for axes, attacked in ((left, attacks.fgsm), (right, attacks.pgd)):
-            by_seed = np.column_stack([attacks.clean, attacked])
-            plot_mean_and_range(axes, (0, *attacks.epsilons), by_seed, network, label=network.title)
-    for axes, name in ((left, "FGSM"), (right, "PGD")):
+        by_seed = np.column_stack([attacks.clean, attacks.robust])
+        plot_mean_and_range(left, places, by_seed, network, label=network.title)
+        if attacks.change is not None:
+            plot_intervals(right, places[1:], attacks.change, network)
+    right.axhline(0, color=stress.networks[0].network.colour, linewidth=1)
+    left.set(ylabel="accuracy (%)", ylim=(-3, 103))
+    right.set(ylabel="change (points)", xlim=left.get_xlim())
+    for axes in (left, right):
         axes.set(
-            title=f"accuracy under {name} (%)",
             xlabel="largest change of a pixel (of 255)",
-            ylim=(-3, 103),
+            xticks=places,
+            xticklabels=["0", *(f"{epsilon:g}" for epsilon in epsilons)],
         )
-    legend_above(figure, axes)
+    legend_above(figure, left)
     return figure
+
+
+def plot_intervals(
+    axes: Axes, x: np.ndarray, intervals: Sequence[Interval], network: Network, **look: Any
+) -> None:
+    """Values with their intervals, in the network's colour."""
+    value = np.array([interval.value for interval in intervals])
+    below = value - np.array([interval.low for interval in intervals])
+    above = np.array([interval.high for interval in intervals]) - value
+    axes.errorbar(
+        x,
+        value,
+        np.stack([below, above]).clip(0),
+        fmt=network.marker,
+        color=network.colour,
+        markersize=4,
+        capsize=2.5,
+        **look,
+    )
 
 
 def plot_reliability(stress: StressResults) -> Figure:
@@ -3940,19 +4166,9 @@ def plot_accuracy(results: Results) -> Figure:
     middle = (len(results.networks) - 1) / 2
     for k, of_network in enumerate(results.networks):
         intervals = [*of_network.accuracy.by_class, of_network.accuracy.overall]
-        value = np.array([interval.value for interval in intervals])
-        below = value - np.array([interval.low for interval in intervals])
-        above = np.array([interval.high for interval in intervals]) - value
-        axes.errorbar(
-            np.arange(len(names)) + 0.25 * (k - middle),
-            value,
-            np.stack([below, above]).clip(0),
-            fmt=of_network.network.marker,
-            color=of_network.network.colour,
-            label=of_network.network.title,
-            markersize=4,
-            capsize=2.5,
-        )
+        places = np.arange(len(names)) + 0.25 * (k - middle)
+        network = of_network.network
+        plot_intervals(axes, places, intervals, network, label=network.title)
     axes.set(ylabel="test accuracy (%)", xticks=range(len(names)), xticklabels=names)
     axes.tick_params(axis="x", labelsize=7)
     figure.legend(loc="outside upper center", ncols=len(results.networks))
@@ -4322,6 +4538,7 @@ def comparison_record(results: Results) -> dict[str, Any]:
         "verdicts": verdicts,
         "stress": measured_means(results.stress),
         "corruptions": corruptions_record(results.stress),
+        "masking": results.stress.say_masking() if results.stress is not None else "",
         "seconds": results.seconds,
     }
 
@@ -4357,7 +4574,14 @@ def corruptions_record(stress: StressResults | None) -> dict[str, Any]:
     if stress is None:
         return {}
     names = list(stress.corrupted)
-    return {"count": len(names), "source": stress.corruption_source(), "names": names}
+    return {
+        "count": len(names),
+        "extra_count": len(names) - len(stress.benchmark_corruptions()),
+        "mean_is_over": stress.mean_is_over(),
+        "reference": stress.reference(),
+        "source": stress.corruption_source(),
+        "names": names,
+    }
 
 
 def measured_means(stress: StressResults | None) -> dict[str, dict[str, float]]:
@@ -4489,11 +4713,18 @@ def write_report(results: Results, files: ResultFiles) -> None:
     parts += results.verdicts
     if results.stress is not None:
         parts.append(markdown_table(stress_table(results.stress)))
-        count = len(results.stress.corrupted)
-        parts.append(f"Corruptions of CIFAR-10-C: {count}, {results.stress.corruption_source()}.")
+        parts.append(say_stress(results.stress))
     files.write("results/summary.md", "\n\n".join(parts) + "\n")
     files.write("results/report_values.tex", latex_values(results))
     print("", *parts, f"Everything is in {files.folder}/", sep="\n\n")
+
+
+def say_stress(stress: StressResults) -> str:
+    """What the stress tests' table leaves open."""
+    return (
+        f"Corruptions as in CIFAR-10-C, {stress.corruption_source()}; the mean is over "
+        f"{stress.mean_is_over()}, extra ones apart. {stress.reference()}\n\n{stress.say_masking()}"
+    )
 
 
 def latex_values(results: Results) -> str:

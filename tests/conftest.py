@@ -15,7 +15,8 @@ TINY = (
     "--stem 4 --widths 16 16 32 --reduction 4 --stress off"
 ).split()
 STRESS = (
-    "--stress full --stress-images 50 --curve-images 10 --curve-steps 4 --pgd-steps 3"
+    "--stress full --stress-images 50 --attack-images 20 --attack-steps 3 "
+    "--curve-images 10 --curve-steps 4"
 ).split()
 
 

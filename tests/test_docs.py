@@ -229,9 +229,10 @@ def test_a_third_network_is_a_class_and_a_line(tmp_path, monkeypatch):
     assert "ECA has ECA after each stage" in text
     for value in (
         found["stress"]["eca"]["corrupted_accuracy"],
-        found["stress"]["eca"]["pgd_accuracy_8"],
+        found["stress"]["eca"]["median_epsilon"],
     ):
         assert f"{value:.2f}" in text
+    assert found["masking"] in text.replace("\n", " ")
     assert f"{found['networks']['eca']['parameters']:,}" in text
 
 

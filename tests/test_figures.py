@@ -61,11 +61,21 @@ def test_a_figure_is_the_same_whatever_its_reader_has_set(results):
 def test_curves_show_the_numbers(results, style):
     figure = main.plot_attacks(results.stress)
     left, right = figure.axes
-    for line, one in zip(right.lines, results.stress.networks, strict=True):
-        np.testing.assert_array_equal(line.get_xdata(), (0, *one.attacks.epsilons))
-        np.testing.assert_array_equal(line.get_ydata(), [one.attacks.clean[0], *one.attacks.pgd[0]])
+    for line, one in zip(left.lines, results.stress.networks, strict=True):
+        accuracy = [one.attacks.clean[0], *one.attacks.robust[0]]
+        np.testing.assert_array_equal(line.get_ydata(), accuracy)
         assert line.get_color() == one.network.colour and line.get_marker() == one.network.marker
-    assert len(left.lines) == len(results.networks)
+    ticks = [label.get_text() for label in left.get_xticklabels()]
+    assert ticks == [
+        "0",
+        *(f"{epsilon:g}" for epsilon in results.stress.networks[0].attacks.epsilons),
+    ]
+    changes = results.stress.networks[1].attacks.change
+    drawn = right.containers[0]
+    assert drawn[0].get_ydata().tolist() == [interval.value for interval in changes]
+    (bars,) = drawn[2]
+    for (low, high), interval in zip(bars.get_segments(), changes, strict=True):
+        assert (low[1], high[1]) == pytest.approx((interval.low, interval.high))
 
 
 def test_several_seeds_are_drawn_as_mean_and_range(results, style):

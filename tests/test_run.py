@@ -58,7 +58,7 @@ def test_every_measurement_is_in_the_summary_and_in_the_numbers(tiny_run):
     found = comparison(tiny_run)["stress"]
     rows = [line for line in summary.splitlines() if line.startswith("|")]
     assert set(found) == {network.key for network in main.NETWORKS}
-    assert sum(line.startswith("| PGD, 8/255: accuracy (%) ") for line in rows) == 1
+    assert sum(line.startswith("| Attack, 8/255: accuracy (%) ") for line in rows) == 1
     numbers = {f"{value:.2f}" for value in found["se_attention"].values()}
     numbers |= {f"{value:.3f}" for value in found["se_attention"].values()}
     table = rows[rows.index(next(line for line in rows if line.startswith("| Stress test"))) + 2 :]
@@ -103,7 +103,8 @@ def test_image_counts_are_those_of_the_split(tmp_path):
         "train": len(split.training),
         "validation": len(split.validation),
         "test": 100,
-        "stressed": 0,
+        "corrupted": 0,
+        "attacked": 0,
     }
     assert comparison(tmp_path)["images"] == found
 
@@ -234,7 +235,13 @@ def test_a_run_on_real_cifar10(cifar10_dir, tmp_path):
     main.main([*small, "--stem", "4", "--widths", "16", "32", "32"])
     assert_promised_files(tmp_path)
     found = comparison(tmp_path)
-    assert found["images"] == {"train": 45000, "validation": 5000, "test": 10000, "stressed": 50}
+    assert found["images"] == {
+        "train": 45000,
+        "validation": 5000,
+        "test": 10000,
+        "corrupted": 50,
+        "attacked": 20,
+    }
     assert all(
         35 < network["accuracy"]["overall"]["value"] < 80 for network in found["networks"].values()
     )
