@@ -80,7 +80,7 @@ from filelock import FileLock, Timeout
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy.ndimage import correlate, gaussian_filter
 from sklearn.metrics import confusion_matrix
 from sklearn.model_selection import train_test_split
@@ -239,6 +239,12 @@ class StressSettings:
     """test images behind deletion and insertion curves"""
     curve_steps: Annotated[int, Between(2, 1024)] = 16
     """steps of a deletion or insertion curve"""
+    conformal_miss: Annotated[float, Between(0.001, 0.9)] = 0.1
+    """share of images whose set of likely classes may miss the true one"""
+    foreign_images: ImageCount = 2000
+    """images of another kind to be told from the test images, of each kind"""
+    score_resamples: Annotated[int, Between(10, 1e5)] = 300
+    """bootstrap resamples behind an interval of how well a network knows its doubts"""
 
     def share(self) -> float:
         """How much of the images is tried."""
@@ -880,6 +886,8 @@ class Dataset:
     splits: Mapping[int, Split]
     # CIFAR-10-C's arrays if they lie in the data folder, uint8 [5, N, 32, 32, 3] by corruption
     official: Mapping[str, np.ndarray] = field(default_factory=dict)
+    # Images of other kinds, uint8 [N, 32, 32, 3], by what they are
+    foreign: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def load_data(settings: Settings) -> Dataset:
@@ -900,10 +908,11 @@ def load_data(settings: Settings) -> Dataset:
         test = Images(torch.from_numpy(test_part.data), torch.tensor(test_part.targets))
         if settings.stress_tests.share() > 0:
             official = find_official(home_of_data(settings.data_dir), test.labels)
+    foreign = find_foreign(settings)
     splits = {}
     for seed in settings.all_seeds():
         splits[seed] = split_train(train.labels, settings.recipe.validation, seed)
-    return Dataset(title, classes, explained, train, test, splits, official)
+    return Dataset(title, classes, explained, train, test, splits, official, foreign)
 
 
 def split_train(labels: Tensor, validation: float, seed: int) -> Split:
@@ -1167,6 +1176,53 @@ def refuse_other_labels(path: Path, labels: Tensor) -> None:
     """UserError where CIFAR-10-C's own labels are not those of the test images."""
     if not np.array_equal(read_array(path), np.tile(labels.numpy(), 5)):
         raise UserError(f"{path} holds other labels than CIFAR-10's: {CURE_OFFICIAL}")
+
+
+# Images of other kinds, which a network should not be sure of
+
+
+def find_foreign(settings: Settings) -> dict[str, Tensor]:
+    """Some that are made here, and those that lie in the data folder, by what they are."""
+    count = math.ceil(settings.stress_tests.share() * settings.stress_tests.foreign_images)
+    if count == 0:
+        return {}
+    seed = settings.recipe.shapes_seed
+    if settings.recipe.dataset == "shapes":
+        rng = np.random.default_rng(seed)
+        noise = rng.integers(0, 256, (count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        found = {"noise": torch.from_numpy(noise)}
+    else:
+        found = {"drawn shapes": draw_shapes(count, seed).pixels}
+    folder = home_of_data(settings.data_dir)
+    for name, read in FOREIGN.items():
+        with suppress(RuntimeError):  # absent or not whole, as torchvision says it
+            found[name] = torch.from_numpy(read(folder)[:count])
+    return found
+
+
+def read_svhn(folder: Path) -> np.ndarray:
+    return torchvision.datasets.SVHN(folder, split="test").data.transpose(0, 2, 3, 1)
+
+
+def read_cifar100(folder: Path) -> np.ndarray:
+    return torchvision.datasets.CIFAR100(folder, train=False).data
+
+
+def read_textures(folder: Path) -> np.ndarray:
+    """The middle of each picture, made small."""
+    made = []
+    for picture, _ in torchvision.datasets.DTD(folder, split="test"):
+        small = ImageOps.fit(picture.convert("RGB"), (IMAGE_SIZE, IMAGE_SIZE))
+        made.append(np.asarray(small))
+    return np.stack(made)
+
+
+# Test images uint8 [N, 32, 32, 3] in the files that torchvision downloads
+FOREIGN: dict[str, Callable[[Path], np.ndarray]] = {
+    "SVHN": read_svhn,
+    "CIFAR-100": read_cifar100,
+    "Textures": read_textures,
+}
 
 
 # Drawn shapes
@@ -2975,6 +3031,9 @@ class CorruptionStudy:
     """All networks under all corruptions, and what one image looks like under them."""
 
     scores: dict[str, CorruptionScores]  # by the network's key
+    labels: Tensor  # int64 [N]
+    # By network: float32 [seeds, corruptions, severities, N, classes], extra ones left out
+    benchmark_logits: dict[str, Tensor]
     original: np.ndarray  # uint8 [32, 32, 3]
     examples: dict[str, np.ndarray]  # the same image under each corruption, at severity 3
 
@@ -2991,31 +3050,39 @@ def study_corruptions(
     names = corruption_names(data)
     bar = show_progress("corruptions", len(names))
 
-    def try_all(name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """An example, and by network what was right: bool [seeds, severities, images]."""
+    def try_all(name: str) -> tuple[np.ndarray, dict[str, Tensor]]:
+        """An example, and by network the logits [seeds, severities, N, classes]."""
         bar.set_postfix_str(name)
         pixels = corrupted_images(name, data, index, settings.recipe.seed)
-        correct = {}
+        logits = {}
         for key, runs in evaluations.items():
             of_seeds = []
             for run in runs:
-                logits = predict(run.trained.model, pixels.flatten(0, 1), hardware)
-                called = logits.argmax(1).view(len(SEVERITIES), -1)
-                of_seeds.append((called == clean.labels).numpy())
-            correct[key] = np.stack(of_seeds)
+                found = predict(run.trained.model, pixels.flatten(0, 1), hardware)
+                of_seeds.append(found.unflatten(0, (len(SEVERITIES), -1)))
+            logits[key] = torch.stack(of_seeds)
         bar.update()
-        return pixels[SEVERITIES.index(3), 0].numpy(), correct
+        return pixels[SEVERITIES.index(3), 0].numpy(), logits
 
     with bar:
         tries = side_by_side(try_all, names, hardware)
     examples = {}
     for name, (example, _) in zip(names, tries, strict=True):
         examples[name] = example
+    is_benchmark = torch.tensor([name not in EXTRA_CORRUPTIONS for name in names])
     correct = {}
+    benchmark_logits = {}
     for key in evaluations:
-        correct[key] = np.stack([of_networks[key] for _, of_networks in tries], axis=1)
-    scores = score_corruptions(tuple(names), correct, settings)
-    return CorruptionStudy(scores, clean.pixels[0].numpy(), examples)
+        logits = torch.stack([of_networks[key] for _, of_networks in tries], dim=1)
+        correct[key] = (logits.argmax(-1) == clean.labels).numpy()
+        benchmark_logits[key] = logits[:, is_benchmark]
+    return CorruptionStudy(
+        scores=score_corruptions(tuple(names), correct, settings),
+        labels=clean.labels,
+        benchmark_logits=benchmark_logits,
+        original=clean.pixels[0].numpy(),
+        examples=examples,
+    )
 
 
 def score_corruptions(
@@ -3401,6 +3468,290 @@ def study_calibration(
     return CalibrationScores(np.array(temperatures), tuple(as_trained), tuple(scaled))
 
 
+# Doubt: does a network know when it does not know?
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number of each seed, and the interval of its mean: over seeds, of one over images."""
+
+    by_seed: np.ndarray  # float64 [seeds]
+    interval: Interval
+
+
+def score(
+    statistic: Callable[..., float], by_seed: Sequence[Sequence[np.ndarray]], settings: Settings
+) -> Score:
+    """The `statistic` of each seed's arrays [N], which hold something of the same N images."""
+    values = np.array([statistic(*arrays) for arrays in by_seed])
+    images = len(by_seed[0][0])
+    if len(values) > 1:
+        return Score(values, t_test(values, 100 / images, settings.statistics).interval)
+    rng = np.random.default_rng(settings.recipe.seed)
+    drawn = []
+    for _ in range(settings.stress_tests.score_resamples):
+        index = rng.integers(0, images, images)
+        drawn.append(statistic(*(array[index] for array in by_seed[0])))
+    level = settings.statistics.level
+    low, high = np.quantile(drawn, [level / 2, 1 - level / 2])
+    return Score(values, Interval(float(values[0]), float(low), float(high)))
+
+
+def confidence_as_trained(logits: Tensor) -> np.ndarray:
+    """The probability of the predicted class: float32 [N]."""
+    return logits.softmax(1).amax(1).numpy()
+
+
+def confidence_without_norm(logits: Tensor) -> np.ndarray:
+    """The largest logit, of logits with mean 0 and norm 1: float32 [N].
+
+    Networks that learn smoothed labels say by the logits' norm less than they know (Xia et al.,
+    arXiv 2403.14715; Cattelan & Silva, UAI 2024).
+    """
+    centred = logits - logits.mean(1, keepdim=True)
+    return F.normalize(centred, dim=1).amax(1).numpy()
+
+
+def energy(logits: Tensor) -> np.ndarray:
+    """What all logits say together: high on familiar images (Liu et al., NeurIPS 2020)."""
+    return logits.logsumexp(1).numpy()
+
+
+def risks(confidence: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+    """Errors in percent among the most confident 1, 2, … N images [N]."""
+    order = np.argsort(-confidence, kind="stable")
+    return 100 * wrong[order].cumsum() / np.arange(1, len(wrong) + 1)
+
+
+def area_under_risks(confidence: np.ndarray, wrong: np.ndarray) -> float:
+    """The mean risk over all coverages (Geifman & El-Yaniv, NeurIPS 2017)."""
+    return float(risks(confidence, wrong).mean())
+
+
+@dataclass(frozen=True)
+class SelectionScores:
+    """What is gained by leaving out the images of least confidence."""
+
+    coverage: np.ndarray  # float64 [points], percent of the images that are answered
+    risk: np.ndarray  # float64 [seeds, points], percent of these that are wrong
+    area: Score
+    change: Score | None  # of the area, from the first network
+
+
+def auroc(familiarity: np.ndarray, is_own: np.ndarray) -> float:
+    """How often an own image looks more familiar than a foreign one, in percent."""
+    ranks = scipy.stats.rankdata(familiarity)
+    own = int(is_own.sum())
+    foreign = len(is_own) - own
+    wins = ranks[is_own].sum() - own * (own + 1) / 2
+    return float(100 * wins / max(1, own * foreign))
+
+
+def false_positives(familiarity: np.ndarray, is_own: np.ndarray) -> float:
+    """Foreign images that pass where 95 % of the own ones do, in percent."""
+    threshold = np.quantile(familiarity[is_own], 0.05)
+    return float(100 * (familiarity[~is_own] >= threshold).mean())
+
+
+@dataclass(frozen=True)
+class ForeignScores:
+    """How well a network tells foreign images from the test images."""
+
+    auroc_by_confidence: Score
+    auroc_by_energy: Score
+    false_positives_by_confidence: Score
+    false_positives_by_energy: Score
+
+
+@dataclass(frozen=True)
+class ConformalScores:
+    """Sets of classes that are to hold the true one of all but a share of the images.
+
+    The threshold is the validation images' (split conformal prediction: Vovk et al., 2005).
+    """
+
+    coverage: Score  # percent of the test images whose set holds the true class
+    size: Score  # classes in a set, on average
+
+
+@dataclass(frozen=True)
+class ShiftScores:
+    """On the benchmark's corruptions (Ovadia et al., NeurIPS 2019): float64 [seeds, severities].
+
+    Calibration errors and coverage in percent.
+    """
+
+    error_as_trained: np.ndarray
+    error_scaled: np.ndarray
+    likelihood_as_trained: np.ndarray  # negative log-likelihood
+    likelihood_scaled: np.ndarray
+    set_coverage: np.ndarray
+    set_size: np.ndarray
+
+
+@dataclass(frozen=True)
+class DoubtScores:
+    """Whether a network knows when it does not know."""
+
+    as_trained: SelectionScores
+    without_norm: SelectionScores
+    foreign: dict[str, ForeignScores]  # by what the images are
+    conformal: ConformalScores
+    shift: ShiftScores | None  # None where none of the benchmark's corruptions was tried
+
+
+def study_doubt(
+    network: Network,
+    evaluations: Mapping[str, Runs],
+    corruptions: CorruptionStudy,
+    temperatures: np.ndarray,
+    data: Dataset,
+    settings: Settings,
+    hardware: Hardware,
+) -> DoubtScores:
+    """All of it, for one network."""
+    runs = evaluations[network.key]
+    first_runs = None if network is NETWORKS[0] else evaluations[NETWORKS[0].key]
+    foreign = {}
+    for name, pixels in data.foreign.items():
+        foreign[name] = study_foreign(runs, pixels, settings, hardware)
+    thresholds = [
+        threshold_of_sets(run, data, settings.stress_tests.conformal_miss, hardware) for run in runs
+    ]
+    return DoubtScores(
+        as_trained=study_selection(runs, first_runs, confidence_as_trained, settings),
+        without_norm=study_selection(runs, first_runs, confidence_without_norm, settings),
+        foreign=foreign,
+        conformal=study_conformal(runs, thresholds, data.test.labels, settings),
+        shift=study_shift(
+            corruptions.benchmark_logits[network.key],
+            corruptions.labels,
+            temperatures,
+            thresholds,
+            settings.stress_tests.calibration_bins,
+        ),
+    )
+
+
+def study_selection(
+    runs: Runs,
+    first_runs: Runs | None,
+    confidence: Callable[[Tensor], np.ndarray],
+    settings: Settings,
+) -> SelectionScores:
+    """By one measure of confidence, on the test images."""
+    points = 100
+    by_seed = [(confidence(run.logits), ~run.correct) for run in runs]
+    last = np.arange(1, points + 1) * len(runs[0].correct) // points - 1
+    risk = np.stack([risks(*arrays)[last] for arrays in by_seed])
+    change = None
+    if first_runs is not None:
+        pairs = []
+        for arrays, first in zip(by_seed, first_runs, strict=True):
+            pairs.append((*arrays, confidence(first.logits), ~first.correct))
+        change = score(change_of_area, pairs, settings)
+    return SelectionScores(
+        coverage=100 * (last + 1) / len(runs[0].correct),
+        risk=risk,
+        area=score(area_under_risks, by_seed, settings),
+        change=change,
+    )
+
+
+def change_of_area(
+    confidence: np.ndarray, wrong: np.ndarray, first_confidence: np.ndarray, first_wrong: np.ndarray
+) -> float:
+    return area_under_risks(confidence, wrong) - area_under_risks(first_confidence, first_wrong)
+
+
+def study_foreign(
+    runs: Runs, pixels: Tensor, settings: Settings, hardware: Hardware
+) -> ForeignScores:
+    """Test images against foreign ones, uint8 [N, 32, 32, 3]."""
+    by_confidence = []
+    by_energy = []
+    for run in runs:
+        logits = torch.cat([run.logits, predict(run.trained.model, pixels, hardware)])
+        is_own = np.arange(len(logits)) < len(run.logits)
+        by_confidence.append((confidence_as_trained(logits), is_own))
+        by_energy.append((energy(logits), is_own))
+    return ForeignScores(
+        auroc_by_confidence=score(auroc, by_confidence, settings),
+        auroc_by_energy=score(auroc, by_energy, settings),
+        false_positives_by_confidence=score(false_positives, by_confidence, settings),
+        false_positives_by_energy=score(false_positives, by_energy, settings),
+    )
+
+
+def threshold_of_sets(run: Evaluation, data: Dataset, miss: float, hardware: Hardware) -> float:
+    """The least probability of a class in a network's sets, by its seed's validation images."""
+    held_out = data.train.select(data.splits[run.trained.seed].validation)
+    logits = predict(run.trained.model, held_out.pixels, hardware)
+    return least_probability(logits, held_out.labels, miss)
+
+
+def study_conformal(
+    runs: Runs, thresholds: Sequence[float], labels: Tensor, settings: Settings
+) -> ConformalScores:
+    """On the test images."""
+    coverage = []
+    size = []
+    for run, threshold in zip(runs, thresholds, strict=True):
+        held, sizes = prediction_sets(run.logits, labels, threshold)
+        coverage.append((held,))
+        size.append((sizes,))
+    return ConformalScores(score(np.mean, coverage, settings), score(np.mean, size, settings))
+
+
+def least_probability(logits: Tensor, labels: Tensor, miss: float) -> float:
+    """The threshold that the true class passes on all but a share `miss` of new images.
+
+    Of N images, the ⌊(N + 1) miss⌋-th smallest probability of the true class: sets hold the true
+    class with a chance of at least 1 - miss, if images come from the same source.
+    """
+    of_truth = label_logits(logits.softmax(1), labels).double().sort().values
+    place = math.floor((len(labels) + 1) * miss) - 1
+    return float(of_truth[place]) if place >= 0 else 0.0
+
+
+def prediction_sets(logits: Tensor, labels: Tensor, least: float) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each image's set holds the label, 100 or 0, and how many classes it holds."""
+    inside = logits.softmax(1).double() >= least
+    held = inside.gather(1, labels[:, None])[:, 0]
+    return 100.0 * held.numpy(), inside.sum(1).double().numpy()
+
+
+def study_shift(
+    corrupted: Tensor,
+    labels: Tensor,
+    temperatures: np.ndarray,
+    thresholds: Sequence[float],
+    bins: int,
+) -> ShiftScores | None:
+    """Of `corrupted` logits [seeds, corruptions, severities, N, classes]; None without any."""
+    if corrupted.shape[1] == 0:
+        return None
+    labels = labels.repeat(corrupted.shape[1])
+    found = []  # [seeds, severities, 6]
+    for of_seed, temperature, threshold in zip(corrupted, temperatures, thresholds, strict=True):
+        of_severities = []
+        for k in range(len(SEVERITIES)):
+            logits = of_seed[:, k].flatten(0, 1)
+            as_trained = calibrate(logits, labels, bins)
+            scaled = calibrate(logits / float(temperature), labels, bins)
+            held, sizes = prediction_sets(logits, labels, threshold)
+            of_severities.append((
+                as_trained.error,
+                scaled.error,
+                as_trained.negative_log_likelihood,
+                scaled.negative_log_likelihood,
+                held.mean(),
+                sizes.mean(),
+            ))
+        found.append(of_severities)
+    return ShiftScores(*np.moveaxis(np.array(found), 2, 0))
+
+
 # Heatmaps
 
 
@@ -3590,6 +3941,7 @@ class NetworkStress:
     corruptions: CorruptionScores
     attacks: AttackScores
     calibration: CalibrationScores
+    doubt: DoubtScores
     heatmaps: HeatmapScores
     gates: GateScores | None
 
@@ -3603,6 +3955,7 @@ class StressResults:
     original: np.ndarray  # uint8 [32, 32, 3]
     corrupted: dict[str, np.ndarray]  # by corruption, at severity 3
     official: bool  # whether the corrupted images are CIFAR-10-C's own
+    conformal_miss: float  # what share of images sets of classes may miss
 
     def corruption_source(self) -> str:
         return "the published arrays" if self.official else "made by main.py"
@@ -3664,17 +4017,21 @@ def run_stress_tests(
 
     corruptions = study_corruptions(evaluations, data, index, settings, hardware)
     attacks = study_attacks(evaluations, attacked_images, settings, hardware)
-    bar = show_progress("calibration, heatmaps, gates", len(NETWORKS))
+    bar = show_progress("calibration, doubt, heatmaps, gates", len(NETWORKS))
 
     def study(network: Network) -> NetworkStress:
         bar.set_postfix_str(network.title)
         runs = evaluations[network.key]
         first_model = runs[0].trained.model
+        calibration = study_calibration(runs, data, stress, hardware)
         found = NetworkStress(
             network=network,
             corruptions=corruptions.scores[network.key],
             attacks=attacks[network.key],
-            calibration=study_calibration(runs, data, stress, hardware),
+            calibration=calibration,
+            doubt=study_doubt(
+                network, evaluations, corruptions, calibration.temperature, data, settings, hardware
+            ),
             heatmaps=study_heatmaps(first_model, few, settings, hardware),
             gates=study_gates(first_model, images, len(data.classes), hardware),
         )
@@ -3689,6 +4046,7 @@ def run_stress_tests(
         original=corruptions.original,
         corrupted=corruptions.examples,
         official=len(data.official) > 0,
+        conformal_miss=stress.conformal_miss,
     )
 
 
@@ -3880,6 +4238,14 @@ TEMPERATURE = Metric("temperature", "Temperature")
 CALIBRATION_ERROR = Metric("calibration_error_{}", "Calibration error, {}", "%", 2)
 LOG_LIKELIHOOD = Metric("negative_log_likelihood_{}", "Negative log-likelihood, {}")
 BRIER_SCORE = Metric("brier_score_{}", "Brier score, {}")
+SELECTION_AREA = Metric("risk_coverage_area_{}", "Risk over coverage, {}: area", "%", 3)
+AUROC = Metric("auroc_{}", "Told from {}: AUROC", "%", 2)
+FALSE_POSITIVES = Metric("false_positives_{}", "Told from {}: FPR at 95 %", "%", 2)
+SET_COVERAGE = Metric("set_coverage_{}", "Sets of classes, {}: coverage", "%", 2)
+SET_SIZE = Metric("set_size_{}", "Sets of classes, {}: size", "", 2)
+SHIFTED_ERROR = Metric(
+    "shifted_calibration_error_{}", "Calibration error at severity 5, {}", "%", 2
+)
 DELETION = Metric("deletion_auc_{}", "Deletion, {}: probability")
 INSERTION = Metric("insertion_auc_{}", "Insertion, {}: probability")
 POINTING = Metric("pointing_game_{}", "Pointing game, {}")
@@ -3907,6 +4273,7 @@ def measurements(stress: NetworkStress) -> Iterator[Measurement]:
         measure_corruptions(stress.corruptions),
         measure_attacks(stress.attacks),
         measure_calibration(stress.calibration),
+        measure_doubt(stress.doubt),
         measure_heatmaps(stress.heatmaps),
         measure_gates(stress.gates),
     ):
@@ -3947,6 +4314,32 @@ def measure_calibration(scores: CalibrationScores) -> Measured:
         yield CALIBRATION_ERROR.at(key, label), [one.error for one in by_seed]
         yield LOG_LIKELIHOOD.at(key, label), [one.negative_log_likelihood for one in by_seed]
         yield BRIER_SCORE.at(key, label), [one.brier_score for one in by_seed]
+
+
+def measure_doubt(scores: DoubtScores) -> Measured:
+    yield SELECTION_AREA.at("as_trained", "as trained"), scores.as_trained.area.by_seed
+    yield SELECTION_AREA.at("without_norm", "without norm"), scores.without_norm.area.by_seed
+    for name, of_foreign in scores.foreign.items():
+        key = re.sub(r"\W", "_", name.lower())
+        for by, told, passed in (
+            (
+                "confidence",
+                of_foreign.auroc_by_confidence,
+                of_foreign.false_positives_by_confidence,
+            ),
+            ("energy", of_foreign.auroc_by_energy, of_foreign.false_positives_by_energy),
+        ):
+            yield AUROC.at(f"{key}_by_{by}", f"{name} by {by}"), told.by_seed
+            yield FALSE_POSITIVES.at(f"{key}_by_{by}", f"{name} by {by}"), passed.by_seed
+    conformal = scores.conformal
+    yield SET_COVERAGE.at("clean", "clean"), conformal.coverage.by_seed
+    yield SET_SIZE.at("clean", "clean"), conformal.size.by_seed
+    shift = scores.shift
+    if shift is not None:
+        yield SET_COVERAGE.at("severity_5", "severity 5"), shift.set_coverage[:, -1]
+        yield SET_SIZE.at("severity_5", "severity 5"), shift.set_size[:, -1]
+        yield SHIFTED_ERROR.at("as_trained", "as trained"), shift.error_as_trained[:, -1]
+        yield SHIFTED_ERROR.at("scaled", "temperature scaled"), shift.error_scaled[:, -1]
 
 
 def measure_heatmaps(scores: HeatmapScores) -> Measured:
@@ -4131,6 +4524,57 @@ def plot_reliability(stress: StressResults) -> Figure:
         axes.axline((0, 0), slope=1, color="0.4", linestyle=":", zorder=1)
     legend_above(figure, axes)
     return figure
+
+
+def plot_selection(stress: StressResults) -> Figure:
+    """Risk by the share of images answered, most confident first; by two measures of confidence."""
+    figure, left, right = two_panels()
+    for of_network in stress.networks:
+        network = of_network.network
+        doubt = of_network.doubt
+        for axes, scores in ((left, doubt.as_trained), (right, doubt.without_norm)):
+            axes.plot(
+                scores.coverage, scores.risk.mean(0), color=network.colour, label=network.title
+            )
+            axes.fill_between(
+                scores.coverage,
+                scores.risk.min(0),
+                scores.risk.max(0),
+                color=network.colour,
+                alpha=0.2,
+                linewidth=0,
+            )
+    top = max(left.get_ylim()[1], right.get_ylim()[1])
+    for axes, name in ((left, "confidence as trained"), (right, "without the logits' norm")):
+        axes.set(
+            title=name, xlabel="images answered (%)", ylabel="errors among them (%)", ylim=(0, top)
+        )
+    legend_above(figure, left)
+    return figure
+
+
+def plot_shift(stress: StressResults) -> Figure | None:
+    """By the corruptions' severity: calibration error, and coverage of the sets of classes."""
+    figure, left, right = two_panels()
+    drawn = False
+    for of_network in stress.networks:
+        network = of_network.network
+        shift = of_network.doubt.shift
+        if shift is None:
+            continue
+        drawn = True
+        for by_seed, name, dashes in (
+            (shift.error_as_trained, "as trained", "--"),
+            (shift.error_scaled, "temperature scaled", "-"),
+        ):
+            look = {"linestyle": dashes, "label": f"{network.title} {name}"}
+            plot_mean_and_range(left, SEVERITIES, by_seed, network, **look)
+        plot_mean_and_range(right, SEVERITIES, shift.set_coverage, network)
+    left.set(xlabel="severity", ylabel="calibration error (%)", xticks=SEVERITIES)
+    right.set(xlabel="severity", ylabel="sets that hold the class (%)", xticks=SEVERITIES)
+    right.axhline(100 * (1 - stress.conformal_miss), color="0.4", linestyle=":", zorder=1)
+    legend_above(figure, left)
+    return figure if drawn else None
 
 
 def plot_deletion_insertion(stress: StressResults) -> Figure:
@@ -4435,6 +4879,8 @@ STRESS_FIGURES: dict[str, Callable[[StressResults], Figure | None]] = {
     "corruptions": plot_corruptions,
     "attacks": plot_attacks,
     "reliability": plot_reliability,
+    "selection": plot_selection,
+    "shift": plot_shift,
     "deletion_insertion": plot_deletion_insertion,
     "excitation": plot_excitation,
 }
