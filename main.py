@@ -4984,6 +4984,7 @@ def comparison_record(results: Results) -> dict[str, Any]:
         "verdicts": verdicts,
         "stress": measured_means(results.stress),
         "corruptions": corruptions_record(results.stress),
+        "foreign": foreign_record(results.stress),
         "masking": results.stress.say_masking() if results.stress is not None else "",
         "seconds": results.seconds,
     }
@@ -5028,6 +5029,13 @@ def corruptions_record(stress: StressResults | None) -> dict[str, Any]:
         "source": stress.corruption_source(),
         "names": names,
     }
+
+
+def foreign_record(stress: StressResults | None) -> dict[str, str]:
+    """What kinds of images the networks had to tell from the test images."""
+    if stress is None:
+        return {}
+    return {"names": ", ".join(stress.networks[0].doubt.foreign)}
 
 
 def measured_means(stress: StressResults | None) -> dict[str, dict[str, float]]:

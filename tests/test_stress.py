@@ -4,7 +4,11 @@ import copy
 import dataclasses
 
 import numpy as np
+import PIL.Image
 import pytest
+import scipy.io
+import scipy.stats
+import sklearn.metrics
 import torch
 import torch.nn.functional as F
 from art.attacks.evasion import AutoProjectedGradientDescent, SquareAttack
@@ -476,6 +480,184 @@ def test_temperature_is_fitted_on_validation_images_and_helps(stressed):
             scores.scaled[0].negative_log_likelihood < scores.as_trained[0].negative_log_likelihood
         )
         assert scores.temperature[0] < 1  # smoothed labels leave the networks too unsure
+
+
+# Doubt
+
+
+def test_risks_are_counted():
+    """By cutting at each coverage, with the confidence of networks that err where they are less
+    sure; and the area is the mean of what is found."""
+    rng = np.random.default_rng(0)
+    confidence = rng.random(400)
+    wrong = rng.random(400) > confidence
+    found = main.risks(confidence, wrong)
+    expected = []
+    for threshold in sorted(confidence, reverse=True):
+        answered = confidence >= threshold
+        expected.append(100 * wrong[answered].mean())
+    np.testing.assert_allclose(found, expected)
+    assert main.area_under_risks(confidence, wrong) == pytest.approx(np.mean(expected))
+    assert found[-1] == pytest.approx(100 * wrong.mean())
+    assert found[-1] > found[100]
+    best = main.area_under_risks(-wrong.astype(float), wrong)
+    chance = main.area_under_risks(rng.random(400), wrong)
+    assert best < main.area_under_risks(confidence, wrong) < chance
+
+
+def test_foreign_images_are_told_as_scikit_learn_tells_them():
+    rng = np.random.default_rng(0)
+    familiarity = np.concatenate([rng.normal(1, 1, 500), rng.normal(0, 1, 300)]).round(1)  # ties
+    is_own = np.arange(800) < 500
+    shuffled = rng.permutation(800)
+    familiarity, is_own = familiarity[shuffled], is_own[shuffled]
+    expected = 100 * sklearn.metrics.roc_auc_score(is_own, familiarity)
+    assert main.auroc(familiarity, is_own) == pytest.approx(expected)
+    passed, kept, _ = sklearn.metrics.roc_curve(is_own, familiarity, drop_intermediate=False)
+    at_least_95 = 100 * passed[kept >= 0.95].min()
+    assert main.false_positives(familiarity, is_own) == pytest.approx(at_least_95, abs=0.5)
+
+
+def test_no_images_are_foreign_to_themselves(trained):
+    settings, hardware, data, networks = trained
+    evaluations = main.evaluate_all(list(networks.values()), data.test, 10, hardware)
+    runs = evaluations["baseline"]
+    found = main.study_foreign(runs, data.test.pixels, settings, hardware)
+    for scores in (found.auroc_by_confidence, found.auroc_by_energy):
+        assert scores.by_seed[0] == pytest.approx(50, abs=1e-6)
+        assert scores.interval.low < 50 < scores.interval.high
+    for scores in (found.false_positives_by_confidence, found.false_positives_by_energy):
+        assert scores.by_seed[0] == pytest.approx(95, abs=1)
+    others = main.draw_shapes(400, 77).pixels  # drawn as the test images are
+    found = main.study_foreign(runs, others, settings, hardware)
+    assert found.auroc_by_confidence.by_seed[0] == pytest.approx(50, abs=5)
+
+
+def test_noise_is_foreign(trained, stressed):
+    for one in stressed.values():
+        assert set(one.doubt.foreign) == {"noise"}
+        found = one.doubt.foreign["noise"]
+        assert found.auroc_by_confidence.by_seed[0] > 80
+        assert found.auroc_by_confidence.interval.low > 75
+
+
+def test_scores_have_intervals_over_images_or_seeds():
+    rng = np.random.default_rng(0)
+    values = rng.normal(5, 2, 400)
+    settings = main.Settings(stress_tests=main.StressSettings(score_resamples=4000))
+    one = main.score(np.mean, [(values,)], settings)
+    half = 1.96 * values.std() / 20
+    assert one.interval.value == pytest.approx(values.mean())
+    bounds = (one.interval.low, one.interval.high)
+    assert bounds == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
+    many = main.score(np.mean, [(values + k,) for k in (0, 1, 3)], settings)
+    means = values.mean() + np.array([0, 1, 3])
+    expected = scipy.stats.ttest_1samp(means, 0).confidence_interval()
+    assert (many.interval.low, many.interval.high) == pytest.approx(tuple(expected))
+    np.testing.assert_allclose(many.by_seed, means)
+
+
+def test_sets_of_classes_hold_the_true_one_as_often_as_they_should():
+    """On images from the validation's source, in 200 experiments: 90 %, whatever the network."""
+    generator = torch.Generator().manual_seed(0)
+    held = []
+    for _ in range(200):
+        logits = 2 * torch.randn(600, 10, generator=generator)
+        labels = torch.randint(0, 10, (600,), generator=generator)
+        logits[torch.arange(600), labels] += 2 * torch.rand(600, generator=generator)
+        least = main.least_probability(logits[:300], labels[:300], 0.1)
+        inside, sizes = main.prediction_sets(logits[300:], labels[300:], least)
+        held.append(inside.mean())
+        assert sizes.min() >= 0 and sizes.max() <= 10
+    error = np.std(held) / np.sqrt(200)
+    assert 90 - 3 * error <= np.mean(held) <= 90 + 100 / 301 + 3 * error
+    assert main.least_probability(logits[:5], labels[:5], 0.1) == 0  # too few to leave any out
+
+
+def test_coverage_on_test_images_is_within_its_interval(stressed):
+    for one in stressed.values():
+        conformal = one.doubt.conformal
+        low, high = scipy.stats.binom.interval(0.999, 400, 0.9)
+        assert low <= conformal.coverage.by_seed[0] * 4 <= high
+        assert 0.5 < conformal.size.by_seed[0] < 10
+
+
+def test_corrupted_images_are_counted_by_severity(stressed):
+    for one in stressed.values():
+        shift = one.doubt.shift
+        for values in dataclasses.astuple(shift):
+            assert values.shape == (1, 5) and np.isfinite(values).all()
+        assert shift.set_coverage[0, 4] < shift.set_coverage[0, 0]
+        assert shift.likelihood_as_trained[0, 4] > shift.likelihood_as_trained[0, 0]
+
+
+def test_calibration_under_shift_is_that_of_all_corruptions_together():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 5, 40, 10, generator=generator)
+    labels = torch.arange(40) % 10
+    found = main.study_shift(logits, labels, np.array([2.0, 0.5]), [0.05, 0.2], 15)
+    for seed, temperature, least in ((0, 2.0, 0.05), (1, 0.5, 0.2)):
+        together = torch.cat([logits[seed, k, 3] for k in range(3)])
+        truth = torch.cat([labels] * 3)
+        expected = main.calibrate(together / temperature, truth, 15)
+        assert found.error_scaled[seed, 3] == pytest.approx(expected.error)
+        assert found.likelihood_scaled[seed, 3] == pytest.approx(expected.negative_log_likelihood)
+        chance = together.softmax(1)
+        inside = chance[torch.arange(120), truth] >= least
+        assert found.set_coverage[seed, 3] == pytest.approx(100 * inside.double().mean().item())
+        sizes = (chance >= least).sum(1).double()
+        assert found.set_size[seed, 3] == pytest.approx(sizes.mean().item())
+    assert main.study_shift(logits[:, :0], labels, np.ones(2), [0.1, 0.1], 15) is None
+
+
+def test_norm_is_taken_out():
+    logits = torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
+    once = main.confidence_without_norm(logits)
+    np.testing.assert_allclose(once, main.confidence_without_norm(7 * logits + 3), rtol=1e-4)
+    assert once.min() > 0 and once.max() <= 1
+
+
+def test_foreign_images_are_read_where_they_lie(tmp_path, monkeypatch):
+    def read(folder):
+        if not (folder / "there").exists():
+            raise RuntimeError("Dataset not found or corrupted")
+        return np.full((30, 32, 32, 3), 7, np.uint8)
+
+    monkeypatch.setattr(main, "FOREIGN", {"SVHN": read})
+    recipe = main.Recipe(dataset="shapes")
+    stress_tests = main.StressSettings(foreign_images=20)
+    settings = main.Settings(data_dir=tmp_path, recipe=recipe, stress_tests=stress_tests)
+    assert list(main.find_foreign(settings)) == ["noise"]
+    (tmp_path / "there").touch()
+    found = main.find_foreign(settings)
+    assert list(found) == ["noise", "SVHN"]
+    assert all(pixels.shape == (20, 32, 32, 3) for pixels in found.values())
+    off = dataclasses.replace(settings, stress_tests=main.StressSettings(stress="off"))
+    assert main.find_foreign(off) == {}
+
+
+def test_textures_svhn_and_cifar100_are_read_as_torchvision_leaves_them(tmp_path, monkeypatch):
+    """Their files made small, with checksums to match."""
+    monkeypatch.setattr("torchvision.datasets.svhn.check_integrity", lambda *_: True)
+    pictures = np.arange(32 * 32 * 3 * 4).reshape(32, 32, 3, 4) % 251
+    labels = np.arange(4)[:, None] + 1
+    scipy.io.savemat(tmp_path / "test_32x32.mat", {"X": pictures.astype(np.uint8), "y": labels})
+    found = main.read_svhn(tmp_path)
+    assert np.array_equal(found, np.moveaxis(pictures, 3, 0))
+
+    folder = tmp_path / "dtd" / "dtd"
+    (folder / "images" / "dots").mkdir(parents=True)
+    (folder / "labels").mkdir()
+    wide = np.zeros((64, 96, 3), np.uint8)
+    wide[:, 16:80] = (10, 200, 30)  # the middle
+    PIL.Image.fromarray(wide).save(folder / "images" / "dots" / "dots_1.jpg", quality=100)
+    (folder / "labels" / "test1.txt").write_text("dots/dots_1.jpg\n")
+    (found,) = main.read_textures(tmp_path)
+    assert found.shape == (32, 32, 3)
+    assert np.abs(found[:, 2:-2].astype(int) - (10, 200, 30)).max() <= 2  # but for the edges
+
+    with pytest.raises(RuntimeError):
+        main.read_cifar100(tmp_path)
 
 
 # Heatmaps and gates
