@@ -209,12 +209,14 @@ class DownloadSettings:
 class StatisticsSettings:
     """When a difference counts."""
 
+    margin: Annotated[float, Between(0, 100)] = 0.5
+    """differences up to this, in percentage points, do not matter in practice"""
+    level: Annotated[float, Between(1e-6, 0.5)] = 0.05
+    """something is said of a difference where its p is below this; intervals cover the rest"""
+    power: Annotated[float, Between(0.06, 0.999)] = 0.8
+    """chance with which a difference is to be found, or its absence shown"""
     resamples: Annotated[int, Between(10, 1e5)] = 10000
     """bootstrap resamples behind an interval"""
-    level: Annotated[float, Between(1e-6, 0.5)] = 0.05
-    """a difference counts where p is below this; intervals cover the rest"""
-    power: Annotated[float, Between(0.06, 0.999)] = 0.8
-    """chance with which a detectable difference is found"""
 
 
 @dataclass(frozen=True)
@@ -2225,7 +2227,27 @@ class Verdict(enum.StrEnum):
 
     BETTER = "better"
     WORSE = "worse"
-    UNDECIDED = "not distinguishable"
+    EQUIVALENT = "equivalent"
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference in points, and how sure it is; of several, p is also corrected by Holm's method.
+
+    The verdict is "better" or "worse" where there being none is unlikely. It is "equivalent" where
+    reaching the margin on either side is unlikely, by two one-sided tests (Schuirmann, 1987). Of a
+    difference that is better or worse, `is_within_margin` says the latter too.
+    """
+
+    interval: Interval
+    p: float  # if there were none
+    p_holm: float
+    margin_p: float  # if it were as large as the margin
+    margin_p_holm: float
+    margin_interval: Interval  # within the margin where `margin_p` is below the level
+    verdict: Verdict = Verdict.UNDECIDED
+    is_within_margin: bool = False
 
 
 @dataclass(frozen=True)
@@ -2240,24 +2262,48 @@ class SeedTest:
 
 
 @dataclass(frozen=True)
-class SpreadOverSeeds:
-    """What more than one seed tells, in points."""
+class Spread:
+    """Where the spread of a difference comes from, in points: an analysis of variance.
 
-    standard_deviation: float  # of the difference, from seed to seed
+    The standard deviation from seed to seed on these test images is that of the networks' quality
+    on any images, and that of these images being few (Jordan, arXiv 2304.01910). The standard
+    errors are the mean difference's, for other seeds, other images, or both.
+    """
+
+    standard_deviation: float
+    of_quality: float
+    of_few_images: float
+    error_of_seeds: float
+    error_of_images: float
+    error_of_both: float
+
+
+@dataclass(frozen=True)
+class Planning:
+    """What a number of seeds can show at this spread, in points."""
+
     detectable_difference: float
+    provable_margin: float  # within which networks that are the same would be found equivalent
+    deciding_seeds: int | None  # that detect the margin, and prove it; None: more than can be
+
+
+@dataclass(frozen=True)
+class SeveralSeeds:
+    """What more than one seed tells."""
+
+    spread: Spread
+    planning: Planning
     interval_over_seeds_and_images: Interval
+    outperforming: Interval  # percent of seeds in which this network is better than the first
 
 
 @dataclass(frozen=True)
 class GroupComparison:
-    """The difference in accuracy on a group of images, in points, and how sure it is."""
+    """The difference in accuracy on a group of images."""
 
-    difference: Interval
-    p: float
-    p_holm: float
-    verdict: Verdict
+    difference: Difference
     by_seed: tuple[SeedTest, ...]
-    spread: SpreadOverSeeds | None  # None with one seed
+    over_seeds: SeveralSeeds | None  # None with one seed
 
 
 @dataclass(frozen=True)
@@ -2295,7 +2341,7 @@ def accuracy_intervals(runs: Runs, settings: StatisticsSettings) -> AccuracyInte
             )
             intervals.append(Interval(mean, 100 * float(low), 100 * float(high)))
         else:
-            interval = t_test(of_seeds, 100 / images[k], settings).interval
+            interval = t_test(of_seeds, 100 / images[k]).interval(1 - settings.level)
             low, high = np.clip([interval.low, interval.high], 0, 100).tolist()
             intervals.append(Interval(mean, low, high))
     overall, *by_class = intervals
@@ -2304,31 +2350,68 @@ def accuracy_intervals(runs: Runs, settings: StatisticsSettings) -> AccuracyInte
 
 @dataclass(frozen=True)
 class TTest:
-    """A mean with its interval, and p of the test that it is zero."""
+    """A mean, and the t distribution around it."""
 
-    interval: Interval
-    p: float
+    mean: float
+    standard_error: float
     standard_deviation: float  # of the values
+    degrees: int
+
+    def interval(self, coverage: float) -> Interval:
+        half = self.standard_error * float(scipy.stats.t.ppf((1 + coverage) / 2, self.degrees))
+        return Interval(self.mean, self.mean - half, self.mean + half)
+
+    def p(self) -> float:
+        """If the mean were zero: two-sided."""
+        return 2 * float(scipy.stats.t.sf(abs(self.mean) / self.standard_error, self.degrees))
+
+    def margin_p(self, margin: float) -> float:
+        """If it were `margin` or more away from zero, on the likelier side: one-sided."""
+        distance = margin - abs(self.mean)
+        return float(scipy.stats.t.sf(distance / self.standard_error, self.degrees))
 
 
-def t_test(values: np.ndarray, resolution: float, settings: StatisticsSettings) -> TTest:
-    """Mean of `values` [S] with its t interval, and p of the t test that it is zero.
+def t_test(values: np.ndarray, resolution: float) -> TTest:
+    """Of `values` [S].
 
     `resolution` is the step from one possible value to the next: the share of one image. Values
     that agree within it are not known to be equal: the standard deviation is taken to be at least
     that of rounding to it, resolution / sqrt(12) (JCGM 100:2008, the GUM, F.2.2.1).
     """
-    mean = float(values.mean())
+    count = len(values)
     deviation = max(float(values.std(ddof=1)), resolution / math.sqrt(12))
-    standard_error = deviation / math.sqrt(len(values))
-    distribution = scipy.stats.t(len(values) - 1)
-    half = standard_error * float(distribution.ppf(1 - settings.level / 2))
-    p = 2 * float(distribution.sf(abs(mean) / standard_error))
-    return TTest(Interval(mean, mean - half, mean + half), p, deviation)
+    return TTest(float(values.mean()), deviation / math.sqrt(count), deviation, count - 1)
 
 
-def bootstrap_interval(change: np.ndarray, seed: int, settings: StatisticsSettings) -> Interval:
-    """Mean of `change` [seeds, images] with its percentile interval.
+@dataclass(frozen=True)
+class Bootstrap:
+    """A mean, and means of what was drawn again."""
+
+    mean: float
+    drawn: np.ndarray  # float64 [resamples]
+
+    def interval(self, coverage: float) -> Interval:
+        low, high = np.quantile(self.drawn, [(1 - coverage) / 2, (1 + coverage) / 2])
+        return Interval(self.mean, float(low), float(high))
+
+    def p(self) -> float:
+        """If the mean were zero: two-sided."""
+        return min(1.0, 2 * self.share_beyond(0.0))
+
+    def margin_p(self, margin: float) -> float:
+        """If it were `margin` or more away from zero, on the likelier side: one-sided."""
+        return self.share_beyond(margin)
+
+    def share_beyond(self, limit: float) -> float:
+        """Of what was drawn, the share on the other side of `limit` or -`limit`; never zero."""
+        above = (self.drawn >= limit).sum()
+        below = (self.drawn <= -limit).sum()
+        beyond = max(above, below) if limit > 0 else min(above, below)
+        return float((beyond + 1) / (len(self.drawn) + 1))
+
+
+def bootstrap(change: np.ndarray, seed: int, settings: StatisticsSettings) -> Bootstrap:
+    """Of `change` [seeds, images].
 
     Seeds and images are both drawn again; with one seed, it is the paired bootstrap over images.
     Images of equal columns are drawn together, which leaves the distribution as it is.
@@ -2341,8 +2424,41 @@ def bootstrap_interval(change: np.ndarray, seed: int, settings: StatisticsSettin
     means_by_seed = drawn @ columns.T / images  # [resamples, seeds]
     drawn_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), settings.resamples)
     means = (means_by_seed * (drawn_seeds / seeds)).sum(1)
-    low, high = np.quantile(means, [settings.level / 2, 1 - settings.level / 2])
-    return Interval(float(change.mean()), float(low), float(high))
+    return Bootstrap(float(change.mean()), means)
+
+
+def judge(change: np.ndarray, resolution: float, settings: Settings) -> Difference:
+    """The difference that is the mean of `change` [seeds, images], in points.
+
+    By the t test over seeds, of one seed by the paired bootstrap over images. `resolution` is the
+    step from one possible mean over images to the next.
+    """
+    statistics = settings.statistics
+    found: TTest | Bootstrap
+    if len(change) > 1:
+        found = t_test(change.mean(1), resolution)
+    else:
+        found = bootstrap(change, settings.recipe.seed, statistics)
+    p = found.p()
+    margin_p = found.margin_p(statistics.margin)
+    difference = Difference(
+        interval=found.interval(1 - statistics.level),
+        p=p,
+        p_holm=p,
+        margin_p=margin_p,
+        margin_p_holm=margin_p,
+        margin_interval=found.interval(1 - 2 * statistics.level),
+    )
+    return decide(difference, statistics.level)
+
+
+def decide(difference: Difference, level: float) -> Difference:
+    """The difference with its verdict."""
+    is_within_margin = difference.margin_p_holm < level
+    verdict = Verdict.EQUIVALENT if is_within_margin else Verdict.UNDECIDED
+    if difference.p_holm < level:
+        verdict = Verdict.BETTER if difference.interval.value > 0 else Verdict.WORSE
+    return dataclasses.replace(difference, verdict=verdict, is_within_margin=is_within_margin)
 
 
 def compare_with_first(
@@ -2363,45 +2479,38 @@ def compare_with_first(
 def compare(
     network: Network, runs: Runs, first_runs: Runs, labels: Tensor, classes: int, settings: Settings
 ) -> Comparison:
-    """The rule of the verdict: "better" or "worse" where p is below the level.
-
-    Over the classes, p is corrected by Holm's method first.
-    """
+    """On all images, and class by class with p corrected over the classes."""
     correct = np.stack([run.correct for run in runs]).astype(int)
     correct_first = np.stack([run.correct for run in first_runs]).astype(int)
     change = correct - correct_first  # [seeds, images]: 1 only this is right, -1 only the first
-    level = settings.statistics.level
     overall = compare_group(change, settings)
     by_class = []
     for label in range(classes):
         by_class.append(compare_group(change[:, (labels == label).numpy()], settings))
-    corrected = correct_by_holm(by_class, level)
-    return Comparison(network, decide(overall, level), tuple(decide(g, level) for g in corrected))
+    corrected = correct_by_holm(by_class, settings.statistics.level)
+    return Comparison(network, overall, tuple(corrected))
 
 
 def compare_group(change: np.ndarray, settings: Settings) -> GroupComparison:
-    """The comparison on some images, from `change` [seeds, images] of -1, 0 and 1.
-
-    Interval and p come from the t test over seeds; of one seed from bootstrap and McNemar's test.
-    Holm's correction and the verdict are still to come.
-    """
+    """The comparison on some images, from `change` [seeds, images] of -1, 0 and 1."""
     seed = settings.recipe.seed
-    tests = tuple(compare_one_seed(row, seed, settings.statistics) for row in change)
+    statistics = settings.statistics
+    images = change.shape[1]
+    tests = tuple(compare_one_seed(row, seed, statistics) for row in change)
+    difference = judge(100 * change, 100 / images, settings)
     if len(change) == 1:
-        only = tests[0]
-        return GroupComparison(only.interval, only.p, only.p, Verdict.UNDECIDED, tests, None)
-    by_seed = 100 * change.mean(1)
-    test = t_test(by_seed, 100 / change.shape[1], settings.statistics)
-    effect = stats.TTestPower().solve_power(
-        nobs=len(change), alpha=settings.statistics.level, power=settings.statistics.power
+        exact = dataclasses.replace(difference, p=tests[0].p, p_holm=tests[0].p)
+        return GroupComparison(decide(exact, statistics.level), tests, None)
+    spread = analyse_spread(100 * change)
+    deviation = t_test(100 * change.mean(1), 100 / images).standard_deviation
+    both = bootstrap(100 * change, seed, statistics)
+    over_seeds = SeveralSeeds(
+        spread=spread,
+        planning=plan(deviation, len(change), statistics),
+        interval_over_seeds_and_images=both.interval(1 - statistics.level),
+        outperforming=share_of_better_seeds(change.sum(1), statistics.level),
     )
-    spread = SpreadOverSeeds(
-        standard_deviation=test.standard_deviation,
-        detectable_difference=float(effect) * test.standard_deviation,
-        interval_over_seeds_and_images=bootstrap_interval(100 * change, seed, settings.statistics),
-    )
-    difference = dataclasses.replace(test.interval, value=float(100 * change.mean()))
-    return GroupComparison(difference, test.p, test.p, Verdict.UNDECIDED, tests, spread)
+    return GroupComparison(difference, tests, over_seeds)
 
 
 def compare_one_seed(change: np.ndarray, seed: int, settings: StatisticsSettings) -> SeedTest:
@@ -2411,13 +2520,80 @@ def compare_one_seed(change: np.ndarray, seed: int, settings: StatisticsSettings
     p = 1.0
     if gained + lost > 0:
         p = float(stats.mcnemar([[0, gained], [lost, 0]], exact=True).pvalue)
-    interval = bootstrap_interval(100 * change[None], seed, settings)
+    interval = bootstrap(100 * change[None], seed, settings).interval(1 - settings.level)
     return SeedTest(gained, lost, p, p, interval)
 
 
+def analyse_spread(change: np.ndarray) -> Spread:
+    """Of `change` [seeds, images]: seeds and images are random, without replication."""
+    seeds, images = change.shape
+    by_seed = change.mean(1, keepdims=True)
+    by_image = change.mean(0, keepdims=True)
+    rest = change - by_seed - by_image + change.mean()
+    variance_of_rest = (rest**2).sum() / max(1, (seeds - 1) * (images - 1))
+    variance_of_seeds = by_seed.var(ddof=1)  # on these images
+    variance_of_images = by_image.var(ddof=1) if images > 1 else 0.0  # by these seeds
+    of_quality = max(0.0, variance_of_seeds - variance_of_rest / images)
+    of_images = max(0.0, variance_of_images - variance_of_rest / seeds)
+    of_both = of_quality / seeds + of_images / images + variance_of_rest / seeds / images
+    return Spread(
+        standard_deviation=math.sqrt(variance_of_seeds),
+        of_quality=math.sqrt(of_quality),
+        of_few_images=math.sqrt(variance_of_rest / images),
+        error_of_seeds=math.sqrt(variance_of_seeds / seeds),
+        error_of_images=math.sqrt(variance_of_images / images),
+        error_of_both=math.sqrt(of_both),
+    )
+
+
+def plan(deviation: float, seeds: int, settings: StatisticsSettings) -> Planning:
+    """What `seeds` show, whose differences have this standard deviation, with --power."""
+    detectable = power_solver(seeds, settings.power, settings.level, "two-sided")
+    # Both one-sided tests have to reject, and are as likely to do so.
+    provable = power_solver(seeds, (1 + settings.power) / 2, settings.level, "larger")
+    return Planning(
+        detectable_difference=detectable * deviation,
+        provable_margin=provable * deviation,
+        deciding_seeds=count_deciding_seeds(deviation, settings),
+    )
+
+
+def power_solver(seeds: int, power: float, level: float, side: str) -> float:
+    """The difference, in standard deviations, that a t test of `seeds` finds with `power`."""
+    return float(
+        stats.TTestPower().solve_power(nobs=seeds, alpha=level, power=power, alternative=side)
+    )
+
+
+def count_deciding_seeds(deviation: float, settings: StatisticsSettings) -> int | None:
+    """How many seeds detect a difference of the margin, and show that there is none."""
+    most = 1000
+    if settings.margin == 0:
+        return None
+    effect = settings.margin / deviation
+    power = stats.TTestPower().power
+    for seeds in range(2, most + 1):
+        found = power(effect, seeds, settings.level, alternative="two-sided")
+        shown = 2 * power(effect, seeds, settings.level, alternative="larger") - 1
+        if min(found, shown) >= settings.power:
+            return seeds
+    return None
+
+
+def share_of_better_seeds(gains: np.ndarray, level: float) -> Interval:
+    """In percent, of `gains` [seeds], with Wilson's interval; equal ones count half.
+
+    The probability of outperforming (Bouthillier et al., MLSys 2021).
+    """
+    better = float((gains > 0).sum() + (gains == 0).sum() / 2)
+    low, high = stats.proportion_confint(better, len(gains), alpha=level, method="wilson")
+    return Interval(100 * better / len(gains), 100 * float(low), 100 * float(high))
+
+
 def correct_by_holm(groups: Sequence[GroupComparison], level: float) -> list[GroupComparison]:
-    """The groups with `p_holm`, corrected over the groups; so for each seed's tests."""
-    corrected = holm([group.p for group in groups], level)
+    """The groups with p corrected over the groups, and the verdicts that follow."""
+    p_holm = holm([group.difference.p for group in groups], level)
+    margin_p_holm = holm([group.difference.margin_p for group in groups], level)
     seeds = len(groups[0].by_seed)
     by_seed = []  # [seeds, groups]
     for s in range(seeds):
@@ -2427,7 +2603,11 @@ def correct_by_holm(groups: Sequence[GroupComparison], level: float) -> list[Gro
         tests = []
         for s, test in enumerate(group.by_seed):
             tests.append(dataclasses.replace(test, p_holm=by_seed[s][k]))
-        result.append(dataclasses.replace(group, p_holm=corrected[k], by_seed=tuple(tests)))
+        corrected = dataclasses.replace(
+            group.difference, p_holm=p_holm[k], margin_p_holm=margin_p_holm[k]
+        )
+        difference = decide(corrected, level)
+        result.append(dataclasses.replace(group, difference=difference, by_seed=tuple(tests)))
     return result
 
 
@@ -2436,39 +2616,61 @@ def holm(ps: Sequence[float], level: float) -> list[float]:
     return stats.multipletests(ps, alpha=level, method="holm")[1].tolist()
 
 
-def decide(group: GroupComparison, level: float) -> GroupComparison:
-    """The group with its verdict."""
-    verdict = Verdict.UNDECIDED
-    if group.p_holm < level:
-        verdict = Verdict.BETTER if group.difference.value > 0 else Verdict.WORSE
-    return dataclasses.replace(group, verdict=verdict)
-
-
 def say_verdict(comparison: Comparison, classes: Sequence[str], settings: Settings) -> str:
     """The comparison in words, the same words whichever way it fell."""
+    statistics = settings.statistics
     overall = comparison.overall
     difference = overall.difference
-    statistics = settings.statistics
-    than = "from" if overall.verdict is Verdict.UNDECIDED else "than"
-    if overall.spread is None:
+    interval = difference.interval
+    test = f"paired t test over {settings.seeds} seeds"
+    whose = ""
+    if overall.over_seeds is None:
         test = "exact McNemar test"
-        caution = (
-            "That holds for these two trained networks; one seed can't speak for the architecture."
-        )
+        whose = "Of these two trained networks, "
+    numbers = (
+        f"{interval.value:+.2f} percentage points, {100 * (1 - statistics.level):g} % interval "
+        f"{interval.low:+.2f} to {interval.high:+.2f} ({test}, p = {difference.p:.2g}; against the "
+        f"margin p = {difference.margin_p:.2g})"
+    )
+    if overall.over_seeds is None:
+        caution = "One seed can't speak for the architecture."
     else:
-        test = f"paired t test over {settings.seeds} seeds"
-        caution = (
-            "So many seeds detect a difference of "
-            f"{overall.spread.detectable_difference:.2f} points "
-            f"{100 * statistics.power:g} % of the time."
-        )
+        caution = say_planning(overall.over_seeds.planning, settings.seeds, statistics)
     better = classes_with(Verdict.BETTER, comparison, classes)
     worse = classes_with(Verdict.WORSE, comparison, classes)
+    equivalent = classes_with(Verdict.EQUIVALENT, comparison, classes)
+    sentence = whose + name_verdict(difference, comparison.network, statistics.margin)
     return (
-        f"{comparison.network.title} CNN is {overall.verdict} {than} {NETWORKS[0].title} CNN: "
-        f"{difference.value:+.2f} percentage points, {100 * (1 - statistics.level):g} % interval "
-        f"{difference.low:+.2f} to {difference.high:+.2f} ({test}, p = {overall.p:.2g}). {caution} "
-        f"By class, Holm-corrected: better on {better}; worse on {worse}."
+        f"{sentence}: {numbers}. {caution} By class, Holm-corrected: better on {better}; worse on "
+        f"{worse}; equivalent on {equivalent}."
+    )
+
+
+def name_verdict(difference: Difference, network: Network, margin: float) -> str:
+    """The verdict as a clause."""
+    this = f"{network.title} CNN"
+    first = f"{NETWORKS[0].title} CNN"
+    if difference.verdict is Verdict.UNDECIDED:
+        return (
+            f"{this} is undecided against {first}, neither better nor worse nor equivalent within "
+            f"{margin:g} points"
+        )
+    if difference.verdict is Verdict.EQUIVALENT:
+        return f"{this} is equivalent to {first} within {margin:g} points"
+    less = f", by less than the margin of {margin:g} points" if difference.is_within_margin else ""
+    return f"{this} is {difference.verdict} than {first}{less}"
+
+
+def say_planning(planning: Planning, seeds: int, settings: StatisticsSettings) -> str:
+    """What so many seeds can show, in words."""
+    deciding = "More than a thousand seeds"
+    if planning.deciding_seeds is not None:
+        deciding = f"{planning.deciding_seeds} seeds"
+    return (
+        f"{seeds} seeds detect a difference of {planning.detectable_difference:.2f} points "
+        f"{100 * settings.power:g} % of the time, and would as often show that networks without "
+        f"one are equivalent within {planning.provable_margin:.2f}. {deciding} would do both for "
+        f"{settings.margin:g} points."
     )
 
 
@@ -2476,7 +2678,7 @@ def classes_with(verdict: Verdict, comparison: Comparison, classes: Sequence[str
     """The classes of a verdict in words, "none" where there are none."""
     names = []
     for name, group in zip(classes, comparison.by_class, strict=True):
-        if group.verdict is verdict:
+        if group.difference.verdict is verdict:
             names.append(name)
     return ", ".join(names) or "none"
 
@@ -3023,7 +3225,7 @@ class CorruptionScores:
     mean_accuracy: np.ndarray | None  # float64 [seeds]
     mean_accuracy_of_extra: np.ndarray | None  # float64 [seeds]
     mean_corruption_error: float | None  # the first network's being 100, if that errs at all
-    change: Interval | None  # of mean accuracy, from the first network, in points
+    change: Difference | None  # of mean accuracy, from the first network
 
 
 @dataclass(frozen=True)
@@ -3099,7 +3301,7 @@ def score_corruptions(
         if key != first_key and not is_extra.all():
             tries = benchmark.shape[1] * benchmark.shape[2]
             gains = 100 * (benchmark.sum((1, 2)) - first.sum((1, 2))) / tries  # [seeds, images]
-            change = interval_of_change(gains, tries, settings)
+            change = judge(gains, 100 / (tries * gains.shape[1]), settings)
         scores[key] = CorruptionScores(
             names=names,
             accuracy=100 * of_network.mean(3),
@@ -3359,8 +3561,9 @@ def score_attacks(
         change = None
         if key != first_key:
             gains = 100.0 * withstood[key] - 100.0 * withstood[first_key]
+            resolution = 100 / gains.shape[2]
             change = tuple(
-                interval_of_change(gains[:, k], 1, settings) for k in range(len(epsilons))
+                judge(gains[:, k], resolution, settings).interval for k in range(len(epsilons))
             )
         scores[key] = AttackScores(
             epsilons=epsilons,
@@ -3381,17 +3584,6 @@ def median_epsilon(attacked: Attacked, epsilons: Sequence[float]) -> float:
     images = max(1, attacked.clean.sum())
     shares = [1.0, *(attacked.withstood.sum(1) / images)]
     return float(np.interp(0.5, np.flip(shares), np.flip((0.0, *epsilons))))
-
-
-def interval_of_change(gains: np.ndarray, tries: int, settings: Settings) -> Interval:
-    """Mean of `gains` [seeds, images], in points: means over `tries` answers for each image.
-
-    The t interval over seeds, of one seed the paired bootstrap over images.
-    """
-    if len(gains) > 1:
-        resolution = 100 / (tries * gains.shape[1])
-        return t_test(gains.mean(1), resolution, settings.statistics).interval
-    return bootstrap_interval(gains, settings.recipe.seed, settings.statistics)
 
 
 # Calibration
@@ -3486,7 +3678,8 @@ def score(
     values = np.array([statistic(*arrays) for arrays in by_seed])
     images = len(by_seed[0][0])
     if len(values) > 1:
-        return Score(values, t_test(values, 100 / images, settings.statistics).interval)
+        found = t_test(values, 100 / images)
+        return Score(values, found.interval(1 - settings.statistics.level))
     rng = np.random.default_rng(settings.recipe.seed)
     drawn = []
     for _ in range(settings.stress_tests.score_resamples):
@@ -3979,6 +4172,20 @@ class StressResults:
             "10,000 images."
         )
 
+    def say_corruption(self, margin: float) -> str:
+        """The verdicts on the mean over the benchmark's corruptions, in words."""
+        sentences = []
+        for one in self.networks:
+            change = one.corruptions.change
+            if change is not None:
+                found = change.interval
+                sentences.append(
+                    f"Under corruption, {name_verdict(change, one.network, margin)}: "
+                    f"{found.value:+.2f} points, {found.low:+.2f} to {found.high:+.2f} (p = "
+                    f"{change.p:.2g}; against the margin p = {change.margin_p:.2g})."
+                )
+        return " ".join(sentences)
+
     def say_masking(self) -> str:
         """Whether the attack overstates what networks withstand, in words."""
         masked = [one.network.title for one in self.networks if one.attacks.is_masked()]
@@ -4290,9 +4497,9 @@ def measure_corruptions(scores: CorruptionScores) -> Measured:
     if scores.mean_corruption_error is not None:
         yield CORRUPTION_ERROR, scores.mean_corruption_error
     if scores.change is not None:
-        yield CORRUPTED_CHANGE, scores.change.value
-        yield CORRUPTED_CHANGE_LOW, scores.change.low
-        yield CORRUPTED_CHANGE_HIGH, scores.change.high
+        yield CORRUPTED_CHANGE, scores.change.interval.value
+        yield CORRUPTED_CHANGE_LOW, scores.change.interval.low
+        yield CORRUPTED_CHANGE_HIGH, scores.change.interval.high
     if scores.mean_accuracy_of_extra is not None:
         yield EXTRA_ACCURACY, scores.mean_accuracy_of_extra
 
@@ -4634,7 +4841,7 @@ def plot_seeds(results: Results) -> Figure:
     level = 100 * (1 - results.settings.statistics.level)
     for k, comparison in enumerate(results.comparisons, start=1):
         network = comparison.network
-        mean = comparison.overall.difference
+        mean = comparison.overall.difference.interval
         change = by_network[k] - by_network[0]
         colour = network.colour
         right.scatter(seeds, change, color=colour, label=f"{network.title} of a seed")
@@ -4983,7 +5190,7 @@ def comparison_record(results: Results) -> dict[str, Any]:
         "compared_with_first": compared,
         "verdicts": verdicts,
         "stress": measured_means(results.stress),
-        "corruptions": corruptions_record(results.stress),
+        "corruptions": corruptions_record(results.stress, results.settings.statistics.margin),
         "foreign": foreign_record(results.stress),
         "masking": results.stress.say_masking() if results.stress is not None else "",
         "seconds": results.seconds,
@@ -5016,7 +5223,7 @@ def run_record(run: RunResults, classes: Sequence[str]) -> dict[str, Any]:
     return {**dataclasses.asdict(run), "class_accuracy": by_class}
 
 
-def corruptions_record(stress: StressResults | None) -> dict[str, Any]:
+def corruptions_record(stress: StressResults | None, margin: float) -> dict[str, Any]:
     """Which corruptions were tried, and where the corrupted images come from."""
     if stress is None:
         return {}
@@ -5026,6 +5233,7 @@ def corruptions_record(stress: StressResults | None) -> dict[str, Any]:
         "extra_count": len(names) - len(stress.benchmark_corruptions()),
         "mean_is_over": stress.mean_is_over(),
         "reference": stress.reference(),
+        "verdicts": stress.say_corruption(margin),
         "source": stress.corruption_source(),
         "names": names,
     }
@@ -5102,10 +5310,11 @@ def accuracy_table(results: Results) -> Table:
     for comparison in results.comparisons:
         groups = [*comparison.by_class, comparison.overall]
         change = f"{comparison.network.title}: change"
-        table.add(change, [group.difference.value for group in groups], "+.2f")
-        table.add("from", [group.difference.low for group in groups], "+.2f")
-        table.add("to", [group.difference.high for group in groups], "+.2f")
-        table.add("p (Holm)", [group.p_holm for group in groups], ".2g")
+        differences = [group.difference for group in groups]
+        table.add(change, [one.interval.value for one in differences], "+.2f")
+        table.add("from", [one.interval.low for one in differences], "+.2f")
+        table.add("to", [one.interval.high for one in differences], "+.2f")
+        table.add("p (Holm)", [one.p_holm for one in differences], ".2g")
     return table
 
 
@@ -5167,17 +5376,18 @@ def write_report(results: Results, files: ResultFiles) -> None:
     parts += results.verdicts
     if results.stress is not None:
         parts.append(markdown_table(stress_table(results.stress)))
-        parts.append(say_stress(results.stress))
+        parts.append(say_stress(results.stress, settings.statistics.margin))
     files.write("results/summary.md", "\n\n".join(parts) + "\n")
     files.write("results/report_values.tex", latex_values(results))
     print("", *parts, f"Everything is in {files.folder}/", sep="\n\n")
 
 
-def say_stress(stress: StressResults) -> str:
+def say_stress(stress: StressResults, margin: float) -> str:
     """What the stress tests' table leaves open."""
     return (
-        f"Corruptions as in CIFAR-10-C, {stress.corruption_source()}; the mean is over "
-        f"{stress.mean_is_over()}, extra ones apart. {stress.reference()}\n\n{stress.say_masking()}"
+        f"{stress.say_corruption(margin)} Corruptions as in CIFAR-10-C, "
+        f"{stress.corruption_source()}; means are over {stress.mean_is_over()}, extra ones apart. "
+        f"{stress.reference()}\n\n{stress.say_masking()}"
     )
 
 
