@@ -35,6 +35,7 @@ os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 # Figures go to files alone. A notebook's cells hand on a backend that only notebooks have.
 os.environ["MPLBACKEND"] = "agg"
 
+import bisect
 import copy
 import ctypes
 import dataclasses
@@ -2222,6 +2223,9 @@ class Interval:
     high: float
 
 
+COMPARISON_FILE = "results/comparison.json"
+
+
 class Verdict(enum.StrEnum):
     """What is said of a difference."""
 
@@ -2282,6 +2286,7 @@ class Spread:
 class Planning:
     """What a number of seeds can show at this spread, in points."""
 
+    deviation: float  # from seed to seed
     detectable_difference: float
     provable_margin: float  # within which networks that are the same would be found equivalent
     deciding_seeds: int | None  # that detect the margin, and prove it; None: more than can be
@@ -2396,18 +2401,18 @@ class Bootstrap:
 
     def p(self) -> float:
         """If the mean were zero: two-sided."""
-        return min(1.0, 2 * self.share_beyond(0.0))
+        return min(1.0, 2 * min(self.share_above(0.0), self.share_below(0.0)))
 
     def margin_p(self, margin: float) -> float:
         """If it were `margin` or more away from zero, on the likelier side: one-sided."""
-        return self.share_beyond(margin)
+        return max(self.share_above(margin), self.share_below(-margin))
 
-    def share_beyond(self, limit: float) -> float:
-        """Of what was drawn, the share on the other side of `limit` or -`limit`; never zero."""
-        above = (self.drawn >= limit).sum()
-        below = (self.drawn <= -limit).sum()
-        beyond = max(above, below) if limit > 0 else min(above, below)
-        return float((beyond + 1) / (len(self.drawn) + 1))
+    def share_above(self, limit: float) -> float:
+        """Of what was drawn; never zero, since a rarer one might have been missed."""
+        return float(((self.drawn >= limit).sum() + 1) / (len(self.drawn) + 1))
+
+    def share_below(self, limit: float) -> float:
+        return float(((self.drawn <= limit).sum() + 1) / (len(self.drawn) + 1))
 
 
 def bootstrap(change: np.ndarray, seed: int, settings: StatisticsSettings) -> Bootstrap:
@@ -2549,9 +2554,10 @@ def analyse_spread(change: np.ndarray) -> Spread:
 def plan(deviation: float, seeds: int, settings: StatisticsSettings) -> Planning:
     """What `seeds` show, whose differences have this standard deviation, with --power."""
     detectable = power_solver(seeds, settings.power, settings.level, "two-sided")
-    # Both one-sided tests have to reject, and are as likely to do so.
+    # Both one-sided tests have to reject: a little more often than this if they fail together.
     provable = power_solver(seeds, (1 + settings.power) / 2, settings.level, "larger")
     return Planning(
+        deviation=deviation,
         detectable_difference=detectable * deviation,
         provable_margin=provable * deviation,
         deciding_seeds=count_deciding_seeds(deviation, settings),
@@ -2572,12 +2578,20 @@ def count_deciding_seeds(deviation: float, settings: StatisticsSettings) -> int 
         return None
     effect = settings.margin / deviation
     power = stats.TTestPower().power
-    for seeds in range(2, most + 1):
+
+    def decide_it(seeds: int) -> bool:
         found = power(effect, seeds, settings.level, alternative="two-sided")
         shown = 2 * power(effect, seeds, settings.level, alternative="larger") - 1
-        if min(found, shown) >= settings.power:
-            return seeds
-    return None
+        return bool(np.nan_to_num(min(found, shown), nan=1.0) >= settings.power)  # NaN: too large
+
+    enough = 2
+    while not decide_it(enough):
+        enough *= 2
+        if enough > 2 * most:
+            return None
+    candidates = range(max(2, enough // 2), enough + 1)
+    seeds = candidates[bisect.bisect_left(candidates, True, key=decide_it)]
+    return seeds if seeds <= most else None
 
 
 def share_of_better_seeds(gains: np.ndarray, level: float) -> Interval:
@@ -2672,6 +2686,29 @@ def say_planning(planning: Planning, seeds: int, settings: StatisticsSettings) -
         f"one are equivalent within {planning.provable_margin:.2f}. {deciding} would do both for "
         f"{settings.margin:g} points."
     )
+
+
+def plan_from_earlier(settings: Settings) -> Iterator[str]:
+    """Before a run of several seeds, what it can show if its spread is an earlier run's.
+
+    Of one with the same recipe and at least two seeds, whose results lie in the output folder.
+    """
+    try:
+        text = (settings.output() / COMPARISON_FILE).read_text(encoding="utf-8")
+        found = json.loads(text)
+        recipe = settings.recipe.record()
+        del recipe["seed"]
+        if any(found["settings"][name] != value for name, value in recipe.items()):
+            return
+        for network in NETWORKS[1:]:
+            over_seeds = found["compared_with_first"][network.key]["overall"]["over_seeds"]
+            planning = plan(
+                float(over_seeds["planning"]["deviation"]), settings.seeds, settings.statistics
+            )
+            sentence = say_planning(planning, settings.seeds, settings.statistics)
+            yield f"If {network.title} spreads as in the run before: {sentence}"
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or of one seed
+        return
 
 
 def classes_with(verdict: Verdict, comparison: Comparison, classes: Sequence[str]) -> str:
@@ -5145,7 +5182,7 @@ def rendered(figure: Figure, file_type: str, without: dict[str, None]) -> bytes:
 
 def write_numbers(results: Results, files: ResultFiles) -> None:
     """All that was measured, as JSON in results/."""
-    files.write("results/comparison.json", as_json(comparison_record(results)))
+    files.write(COMPARISON_FILE, as_json(comparison_record(results)))
     if results.stress is not None:
         files.write("results/robustness.json", as_json(stress_record(results.stress)))
     for of_network in results.networks:
@@ -5556,6 +5593,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     watch = Stopwatch()
     with one_line_errors(settings, hardware), hold_folder(folder, hardware):
         print(f"Running on {hardware.description}, {hardware.precision}; results go to {folder}/")
+        if settings.seeds > 1 and hardware.ranks.rank == 0:
+            for sentence in plan_from_earlier(settings):
+                print(sentence)
         data = load_data(settings)
         watch.lap("data")
 

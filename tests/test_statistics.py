@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from conftest import comparison, tiny
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
+from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.weightstats import ttost_paired
 from torch import nn
 
 import main
@@ -63,21 +66,23 @@ def test_one_seed_agrees_with_the_libraries():
     for group, members in groups:
         a, b = first[0][members], other[0][members]
         table = [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]]
-        assert group.p == pytest.approx(mcnemar(table, exact=True).pvalue)
+        assert group.difference.p == pytest.approx(mcnemar(table, exact=True).pvalue)
         discordant = int(table[0][1] + table[1][0])
-        assert group.p == pytest.approx(scipy.stats.binomtest(int(table[0][1]), discordant).pvalue)
-        assert group.difference.value == pytest.approx(100 * (b.mean() - a.mean()))
+        assert group.difference.p == pytest.approx(
+            scipy.stats.binomtest(int(table[0][1]), discordant).pvalue
+        )
+        assert group.difference.interval.value == pytest.approx(100 * (b.mean() - a.mean()))
         (test,) = group.by_seed
         assert (test.only_this_correct, test.only_first_correct) == (table[1][0], table[0][1])
         reference = scipy.stats.bootstrap(
             (100 * b, 100 * a), lambda x, y, axis: x.mean(axis) - y.mean(axis), paired=True,
             method="percentile", n_resamples=20000, rng=1,
         ).confidence_interval  # fmt: skip
-        assert bounds(group.difference) == pytest.approx(tuple(reference), abs=0.25)
-    holm = multipletests([group.p for group in found.by_class], method="holm")[1]
-    assert [group.p_holm for group in found.by_class] == pytest.approx(holm.tolist())
+        assert bounds(group.difference.interval) == pytest.approx(tuple(reference), abs=0.25)
+    holm = multipletests([group.difference.p for group in found.by_class], method="holm")[1]
+    assert [group.difference.p_holm for group in found.by_class] == pytest.approx(holm.tolist())
     assert [group.by_seed[0].p_holm for group in found.by_class] == pytest.approx(holm.tolist())
-    assert found.overall.p_holm == found.overall.p
+    assert found.overall.difference.p_holm == found.overall.difference.p
 
 
 def test_many_seeds_agree_with_the_libraries():
@@ -86,17 +91,18 @@ def test_many_seeds_agree_with_the_libraries():
     group = compared(first, other, labels, resamples=20000).overall
     a, b = 100 * first.mean(1), 100 * other.mean(1)
     test = scipy.stats.ttest_rel(b, a)
-    assert group.p == pytest.approx(test.pvalue)
-    assert bounds(group.difference) == pytest.approx(tuple(test.confidence_interval()))
-    assert group.spread.standard_deviation == pytest.approx(np.std(b - a, ddof=1))
-    effect = group.spread.detectable_difference / group.spread.standard_deviation
+    assert group.difference.p == pytest.approx(test.pvalue)
+    assert bounds(group.difference.interval) == pytest.approx(tuple(test.confidence_interval()))
+    assert group.over_seeds.spread.standard_deviation == pytest.approx(np.std(b - a, ddof=1))
+    planning = group.over_seeds.planning
+    effect = planning.detectable_difference / planning.deviation
     assert TTestPower().power(effect, nobs=5, alpha=0.05) == pytest.approx(0.8, abs=1e-4)
     draws = []  # plain two-way resampling
     for _ in range(20000):
         seeds, images = rng.integers(0, 5, 5), rng.integers(0, 600, 600)
         draws.append(100 * (other[seeds][:, images].mean() - first[seeds][:, images].mean()))
     reference = np.quantile(draws, [0.025, 0.975])
-    found = bounds(group.spread.interval_over_seeds_and_images)
+    found = bounds(group.over_seeds.interval_over_seeds_and_images)
     assert found == pytest.approx(reference.tolist(), abs=0.25)
 
 
@@ -120,26 +126,58 @@ def test_equal_networks_leave_no_nan():
     right = np.ones((3, 60), bool)
     found = compared(right, right, labels)
     for group in (found.overall, *found.by_class):
-        assert group.difference.value == 0 and group.difference.low == -group.difference.high < 0
-        assert (group.p, group.verdict) == (1, main.Verdict.UNDECIDED)
-    assert found.overall.spread.detectable_difference > 0
+        interval = group.difference.interval
+        assert interval.value == 0 and interval.low == -interval.high < 0
+        assert (group.difference.p, group.difference.verdict) == (1, main.Verdict.UNDECIDED)
+    assert found.overall.over_seeds.planning.detectable_difference > 0
+    assert found.overall.over_seeds.outperforming.value == 50
 
 
 def test_equal_differences_are_not_certain():
     """Two seeds whose differences agree to the image are known to that image only."""
-    settings = main.StatisticsSettings()
-    found = main.t_test(np.array([0.3, 0.3]), 0.1, settings)
+    found = main.t_test(np.array([0.3, 0.3]), 0.1)
     deviation = 0.1 / np.sqrt(12)  # of a number rounded to tenths
     p = 2 * scipy.stats.t.sf(0.3 / (deviation / np.sqrt(2)), 1)
-    assert found.p == pytest.approx(p) and 0.02 < found.p < 0.06
+    assert found.p() == pytest.approx(p) and 0.02 < found.p() < 0.06
     assert found.standard_deviation == pytest.approx(deviation)
     half = scipy.stats.t.ppf(0.975, 1) * deviation / np.sqrt(2)
-    assert bounds(found.interval) == pytest.approx((0.3 - half, 0.3 + half))
+    assert bounds(found.interval(0.95)) == pytest.approx((0.3 - half, 0.3 + half))
     values = np.array([0.1, 0.5, 0.2])  # their own deviation is larger
     test = scipy.stats.ttest_1samp(values, 0)
-    found = main.t_test(values, 0.1, settings)
-    assert found.p == pytest.approx(test.pvalue)
-    assert bounds(found.interval) == pytest.approx(tuple(test.confidence_interval()))
+    found = main.t_test(values, 0.1)
+    assert found.p() == pytest.approx(test.pvalue)
+    assert bounds(found.interval(0.95)) == pytest.approx(tuple(test.confidence_interval()))
+
+
+@pytest.mark.parametrize("margin", [0.2, 0.5, 2.0])
+def test_equivalence_agrees_with_statsmodels(margin):
+    rng = np.random.default_rng(0)
+    for seeds in (2, 3, 5, 10):
+        for centre in (-1, -0.3, 0, 0.1, 0.6):
+            first = rng.normal(90, 0.3, seeds)
+            other = first + rng.normal(centre, 0.3, seeds)
+            p, _, _ = ttost_paired(other, first, -margin, margin)
+            found = main.t_test(other - first, 1e-9)
+            assert found.margin_p(margin) == pytest.approx(p, abs=1e-9)
+            inner = found.interval(0.9)
+            assert (p < 0.05) == (-margin < inner.low and inner.high < margin)
+
+
+def test_bootstraps_margin_agrees_with_its_interval():
+    rng = np.random.default_rng(0)
+    settings = main.StatisticsSettings(resamples=4000)
+    for gained in (300, 330, 360, 420):
+        change = np.zeros(10000)
+        change[:gained] = 100
+        change[-300:] = -100
+        found = main.bootstrap(rng.permutation(change)[None], 0, settings)
+        inner = found.interval(0.9)
+        for margin in (0.2, 0.4, 0.6, 1.0):
+            inside = -margin < inner.low and inner.high < margin
+            assert (found.margin_p(margin) < 0.05) == inside
+        outer = found.interval(0.95)
+        assert (found.p() < 0.05) == (not outer.low < 0 < outer.high)
+    assert found.margin_p(0) > 0.5
 
 
 @pytest.mark.parametrize("images", [200, 1000])
@@ -151,40 +189,173 @@ def test_equal_networks_are_seldom_told_apart_on_any_class(seeds, images, quick_
     more. The bound is 5 % and three standard errors of 400.
     """
     rng = np.random.default_rng(seeds)
-    settings = main.StatisticsSettings()
+    level = main.StatisticsSettings().level
     told = 0
     equal = 0
     for _ in range(400):
         correct = rng.binomial(images, 0.93, (2, seeds, 10))
         change = 100 * (correct[1] - correct[0]) / images
         equal += (np.ptp(change, axis=0) == 0).any()
-        ps = [main.t_test(change[:, k], 100 / images, settings).p for k in range(10)]
-        told += min(main.holm(ps, settings.level)) < settings.level
+        ps = [main.t_test(change[:, k], 100 / images).p() for k in range(10)]
+        told += min(main.holm(ps, level)) < level
     assert told / 400 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
     assert seeds > 2 or equal > 40
 
 
-@pytest.mark.parametrize("verdict", main.Verdict)
+# What is said
+
+
+def difference(value, half, **more):
+    """A difference whose interval reaches `half` on both sides, and its verdict."""
+    error = half / scipy.stats.t.ppf(0.975, 4)
+    test = main.TTest(value, error, error * np.sqrt(5), 4)
+    p, margin_p = test.p(), test.margin_p(0.5)
+    found = main.Difference(test.interval(0.95), p, p, margin_p, margin_p, test.interval(0.9))
+    return main.decide(dataclasses.replace(found, **more), 0.05)
+
+
+VERDICTS = {
+    "SE-Attention CNN is better than Baseline CNN": difference(0.9, 0.3),
+    "SE-Attention CNN is worse than Baseline CNN": difference(-0.9, 0.3),
+    "SE-Attention CNN is better than Baseline CNN, by less than the margin of 0.5 points":
+        difference(0.2, 0.1),
+    "SE-Attention CNN is worse than Baseline CNN, by less than the margin of 0.5 points":
+        difference(-0.2, 0.1),
+    "SE-Attention CNN is equivalent to Baseline CNN within 0.5 points": difference(0.1, 0.2),
+    "SE-Attention CNN is undecided against Baseline CNN, neither better nor worse nor equivalent "
+    "within 0.5 points": difference(-0.23, 0.6),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", VERDICTS)
+def test_the_verdict_is_named(said):
+    assert main.name_verdict(VERDICTS[said], SE, 0.5) == said
+
+
+def test_verdicts_follow_from_the_tests():
+    """By every combination of what the two tests find."""
+    Verdict = main.Verdict  # noqa: N806
+    for value, p, margin_p, expected, within in (
+        (1, 0.01, 0.9, Verdict.BETTER, False),
+        (-1, 0.01, 0.9, Verdict.WORSE, False),
+        (0.1, 0.01, 0.01, Verdict.BETTER, True),
+        (-0.1, 0.01, 0.01, Verdict.WORSE, True),
+        (0.1, 0.4, 0.01, Verdict.EQUIVALENT, True),
+        (0.1, 0.4, 0.4, Verdict.UNDECIDED, False),
+        (0.1, 0.05, 0.05, Verdict.UNDECIDED, False),
+    ):
+        interval = main.Interval(value, value - 1, value + 1)
+        found = main.decide(main.Difference(interval, p, p, margin_p, margin_p, interval), 0.05)
+        assert (found.verdict, found.is_within_margin) == (expected, within)
+
+
+@pytest.mark.parametrize("better", [2.0, -2.0, 0.0])
 @pytest.mark.parametrize("seeds", [1, 5])
-def test_verdict_says_what_was_found(verdict, seeds):
+def test_verdict_says_what_was_found(better, seeds):
     labels = torch.arange(900) % 3
-    shift = {main.Verdict.BETTER: 2.0, main.Verdict.WORSE: -2.0, main.Verdict.UNDECIDED: 0.0}[
-        verdict
-    ]
-    found = compared(*simulated(np.random.default_rng(5), seeds, 900, better=shift), labels)
+    found = compared(*simulated(np.random.default_rng(5), seeds, 900, better=better), labels)
     sentence = main.say_verdict(found, CLASSES, settings_with(seeds))
-    assert found.overall.verdict is verdict
-    assert f"{SE.title} CNN is {verdict} " in sentence and f" {BASELINE.title} CNN: " in sentence
-    assert f"{found.overall.difference.value:+.2f} percentage points" in sentence
-    assert ("one seed can't speak for the architecture" in sentence) == (seeds == 1)
+    clause = main.name_verdict(found.overall.difference, SE, 0.5)
+    assert clause in sentence
+    expected = {2.0: main.Verdict.BETTER, -2.0: main.Verdict.WORSE, 0.0: main.Verdict.UNDECIDED}
+    assert found.overall.difference.verdict is expected[better]
+    assert f"{found.overall.difference.interval.value:+.2f} percentage points" in sentence
+    assert ("One seed can't speak for the architecture" in sentence) == (seeds == 1)
+    assert ("Of these two trained networks" in sentence) == (seeds == 1)
     if seeds > 1:
-        assert (
-            f"{found.overall.spread.detectable_difference:.2f} points 80 % of the time" in sentence
-        )
-    for side in (main.Verdict.BETTER, main.Verdict.WORSE):
+        planning = found.overall.over_seeds.planning
+        assert f"{planning.detectable_difference:.2f} points 80 % of the time" in sentence
+        assert f"equivalent within {planning.provable_margin:.2f}" in sentence
+    for side in (main.Verdict.BETTER, main.Verdict.WORSE, main.Verdict.EQUIVALENT):
         groups = zip(CLASSES, found.by_class, strict=True)
-        names = [name for name, group in groups if group.verdict is side]
+        names = [name for name, group in groups if group.difference.verdict is side]
         assert f"{side} on {', '.join(names) or 'none'}" in sentence
+
+
+# What seeds can show
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_planned_power_is_found_in_simulations(seeds):
+    """Differences as large as the detectable one are found, and equal networks found equivalent
+    within the provable margin, as often as was said; 4,000 experiments each."""
+    settings = main.StatisticsSettings(resamples=100)
+    planning = main.plan(0.3, seeds, settings)
+    rng = np.random.default_rng(0)
+    detected = 0
+    proved = 0
+    for _ in range(4000):
+        noise = rng.normal(0, 0.3, seeds)
+        detected += main.t_test(noise + planning.detectable_difference, 1e-9).p() < 0.05
+        proved += main.t_test(noise, 1e-9).margin_p(planning.provable_margin) < 0.05
+    assert detected / 4000 == pytest.approx(0.8, abs=0.02)
+    assert 0.78 <= proved / 4000 <= 0.85  # "at least": both tests may fail at once
+
+
+@pytest.mark.parametrize("deviation", [0.02, 0.05, 0.1, 0.3, 1.0])
+def test_so_many_seeds_decide(deviation):
+    settings = main.StatisticsSettings(margin=0.5)
+    count = main.plan(deviation, 5, settings).deciding_seeds
+    for seeds, enough in ((count - 1, False), (count, True)):
+        if seeds >= 2:
+            planning = main.plan(deviation, seeds, settings)
+            found = planning.detectable_difference <= 0.5 + 1e-6
+            assert (found and planning.provable_margin <= 0.5 + 1e-6) == enough
+    assert main.plan(30.0, 5, settings).deciding_seeds is None
+    assert main.plan(0.3, 5, main.StatisticsSettings(margin=0)).deciding_seeds is None
+
+
+def test_spread_is_that_of_its_sources():
+    """Seeds, images and what is left, drawn with known deviations."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(200):
+        change = (
+            rng.normal(0, 0.5, (6, 1)) + rng.normal(0, 8, (1, 400)) + rng.normal(0, 10, (6, 400))
+        )
+        found.append(main.analyse_spread(change))
+    of_quality = np.sqrt(np.mean([one.of_quality**2 for one in found]))
+    assert of_quality == pytest.approx(0.5, abs=0.05)
+    few = np.sqrt(np.mean([one.of_few_images**2 for one in found]))
+    assert few == pytest.approx(10 / np.sqrt(400), rel=0.02)
+    total = np.sqrt(np.mean([one.standard_deviation**2 for one in found]))
+    assert total == pytest.approx(np.sqrt(0.5**2 + 10**2 / 400), abs=0.05)
+    both = np.sqrt(np.mean([one.error_of_both**2 for one in found]))
+    assert both == pytest.approx(np.sqrt(0.5**2 / 6 + 8**2 / 400 + 10**2 / 2400), rel=0.05)
+    seeds = np.sqrt(np.mean([one.error_of_seeds**2 for one in found]))
+    assert seeds == pytest.approx(np.sqrt((0.5**2 + 10**2 / 400) / 6), rel=0.06)
+    images = np.sqrt(np.mean([one.error_of_images**2 for one in found]))
+    assert images == pytest.approx(np.sqrt((8**2 + 10**2 / 6) / 400), rel=0.05)
+
+
+def test_better_seeds_are_counted():
+    found = main.share_of_better_seeds(np.array([3, -1, 0, 5]), 0.05)
+    assert found.value == 62.5
+    low, high = proportion_confint(2.5, 4, method="wilson")
+    assert bounds(found) == pytest.approx((100 * low, 100 * high))
+
+
+def test_an_earlier_run_tells_what_seeds_can_show(tmp_path, capsys, monkeypatch):
+    main.main(tiny(tmp_path, "--epochs", "1", "--seeds", "2"))
+    first = capsys.readouterr().out
+    assert "spreads as in the run before" not in first and "2 seeds detect" in first
+    monkeypatch.setattr(main, "train_network", None)  # stops the next one
+    with pytest.raises(TypeError):
+        main.main(tiny(tmp_path, "--epochs", "1", "--seeds", "7"))
+    said = capsys.readouterr().out
+    deviation = comparison(tmp_path)["compared_with_first"]["se_attention"]["overall"][
+        "over_seeds"
+    ]["planning"]["deviation"]
+    expected = main.say_planning(main.plan(deviation, 7, main.StatisticsSettings()), 7,
+                                 main.StatisticsSettings())  # fmt: skip
+    assert f"If SE-Attention spreads as in the run before: {expected}" in said
+    other = main.parse_settings(tiny(tmp_path, "--epochs", "2", "--seeds", "7"))
+    assert list(main.plan_from_earlier(other)) == []
+
+
+# Networks that are the same
+
+DIRECTIONS = (main.Verdict.BETTER, main.Verdict.WORSE)
 
 
 class Open(main.SEBlock):
@@ -210,7 +381,7 @@ def same_networks(tmp_path_factory):
     for seed in settings.all_seeds():
         network = dataclasses.replace(SE, build=as_baseline[seed % 2])
         path = tmp_path_factory.mktemp("same") / "model.pth"
-        job = main.TrainingJob(network, recipe.with_seed(seed), "auto", path)
+        job = main.TrainingJob(network, recipe.with_seed(seed), path)
         (one,) = main.train_all([job], data, hardware)
         logits = main.predict(one.model, data.test.pixels, hardware)
         right.append((logits.argmax(1) == data.test.labels).numpy())
@@ -220,15 +391,54 @@ def same_networks(tmp_path_factory):
     return np.stack(right)
 
 
-def test_networks_that_are_the_same_are_seldom_told_apart(same_networks, quick_holm):
-    """1,000 experiments of 5 seeds each, drawn from trained networks that differ in seeds alone.
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_networks_that_are_the_same_are_seldom_told_apart(same_networks, seeds, quick_holm):
+    """1,000 experiments, drawn from trained networks that differ in seeds alone.
 
     With 200, one such test in fifty would end outside these bounds by chance.
     """
-    rng, labels = np.random.default_rng(0), torch.arange(same_networks.shape[1]) % 3
+    rng = np.random.default_rng(0)
+    images = same_networks.shape[1]
+    settings = settings_with(seeds, resamples=10)
     told = 0
+    told_of_a_class = 0
     for _ in range(1000):
         order = rng.permutation(len(same_networks))
-        found = compared(same_networks[order[:5]], same_networks[order[5:10]], labels, resamples=10)
-        told += found.overall.verdict is not main.Verdict.UNDECIDED
+        first = same_networks[order[:seeds]].astype(int)
+        other = same_networks[order[seeds : 2 * seeds]].astype(int)
+        change = 100 * (other - first)
+        told += main.judge(change, 100 / images, settings).verdict in DIRECTIONS
+        ps = [main.judge(change[:, k::10], 1000 / images, settings).p for k in range(10)]
+        told_of_a_class += min(main.holm(ps, 0.05)) < 0.05
     assert 0.02 <= told / 1000 <= 0.08, told
+    assert told_of_a_class / 1000 <= 0.08, told_of_a_class
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
+def test_networks_that_differ_by_the_margin_are_seldom_called_equivalent(seeds, quick_holm):
+    """1,000 experiments on ten classes of 1,000 images, binomial, the true difference being exactly
+    the margin: overall, and on any class, at most 5 % and three standard errors."""
+    rng = np.random.default_rng(seeds)
+    statistics = main.StatisticsSettings(margin=1.0)
+    bound = 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1000)
+    overall = 0
+    on_any_class = 0
+    for _ in range(1000):
+        correct = rng.binomial(1000, np.array([0.92, 0.93])[:, None, None], (2, seeds, 10))
+        change = (correct[1] - correct[0]) / 10
+        overall += main.t_test(change.mean(1), 0.01).margin_p(1.0) < 0.05
+        ps = [main.t_test(change[:, k], 0.1).margin_p(statistics.margin) for k in range(10)]
+        on_any_class += min(main.holm(ps, 0.05)) < 0.05
+    assert overall / 1000 <= bound
+    assert on_any_class / 1000 <= bound
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_equal_networks_are_called_better_or_worse_as_often_as_the_level_says(seeds):
+    """1,000 experiments on 10,000 images, binomial."""
+    rng = np.random.default_rng(seeds)
+    told = 0
+    for _ in range(1000):
+        correct = rng.binomial(10000, 0.93, (2, seeds))
+        told += main.t_test((correct[1] - correct[0]) / 100, 0.01).p() < 0.05
+    assert 0.02 <= told / 1000 <= 0.08
