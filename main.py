@@ -4815,7 +4815,7 @@ def plot_shift(stress: StressResults) -> Figure | None:
             plot_mean_and_range(left, SEVERITIES, by_seed, network, **look)
         plot_mean_and_range(right, SEVERITIES, shift.set_coverage, network)
     left.set(xlabel="severity", ylabel="calibration error (%)", xticks=SEVERITIES)
-    right.set(xlabel="severity", ylabel="sets that hold the class (%)", xticks=SEVERITIES)
+    right.set(xlabel="severity", ylabel="coverage of sets (%)", xticks=SEVERITIES)
     right.axhline(100 * (1 - stress.conformal_miss), color="0.4", linestyle=":", zorder=1)
     legend_above(figure, left)
     return figure if drawn else None
