@@ -22,6 +22,7 @@ import time
 import typing
 from pathlib import Path
 
+import joblib
 import pytest
 import torch
 from conftest import fingerprint, refused, tiny, wait_until
@@ -302,6 +303,24 @@ def killed_and_resumed(output, uninterrupted, moments, number=signal.SIGKILL):
     assert process.returncode == 0, errors
     assert fingerprint(output) == expected
     assert not list(output.rglob("*resume*")) and not list(output.rglob(".*.tmp"))
+
+
+@pytest.mark.skipif(joblib.cpu_count() < 2, reason="needs two cores")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_both_trainings(tmp_path, number):
+    """Which are side by side in threads, of which the signal reaches neither."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    process = start(tmp_path, "--epochs", "500", env=environment)
+    models = tmp_path / "models"
+    unfinished = [models / f"{network.key}_model_resume.pth" for network in main.NETWORKS]
+    wait_until(lambda: all(path.exists() for path in unfinished), process)
+    since = time.monotonic()
+    process.send_signal(number)
+    out, errors = process.communicate(timeout=60)
+    assert time.monotonic() - since < 20
+    assert "2 threads for 2 networks at once" in out
+    (line,) = errors.splitlines()
+    assert process.returncode == 1 and "interrupted; what finished is kept" in line
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(uninterrupted, tmp_path):

@@ -391,12 +391,26 @@ def test_a_folder_without_arrays_is_mentioned(tmp_path, capsys):
 
 def test_results_say_which_corruptions_were_used(tiny_run):
     found = comparison(tiny_run)["corruptions"]
-    assert found == {
-        "count": 15,
-        "source": "made by main.py",
-        "names": [corruption.name for corruption in main.CORRUPTIONS],
-    }
-    assert "15, made by main.py" in (tiny_run / "results" / "summary.md").read_text()
+    assert found["count"] == 18 and found["extra_count"] == 4
+    assert found["source"] == "made by main.py" and found["reference"] == ""
+    assert found["names"] == [corruption.name for corruption in main.CORRUPTIONS]
+    summary = (tiny_run / "results" / "summary.md").read_text()
+    assert "made by main.py; means are over 14 of the benchmark's 15 corruptions" in summary
+    assert found["verdicts"] in summary and "Under corruption, SE-Attention CNN is" in summary
+
+
+def test_the_whole_benchmark_has_a_published_result_beside_it(tiny_run):
+    names = [corruption.name for corruption in main.CORRUPTIONS] + ["frost"]
+    corrupted = dict.fromkeys(names, np.zeros((32, 32, 3)))
+    for official, left_out, told in (
+        (True, None, True),
+        (True, "fog", False),
+        (False, None, False),
+    ):
+        tried = {name: pixels for name, pixels in corrupted.items() if name != left_out}
+        stress = main.StressResults((), (), np.zeros(()), tried, official, 0.1)
+        assert ("73.46 %" in stress.reference()) == told
+        assert stress.mean_is_over().startswith("14" if left_out else "15")
 
 
 def test_official_arrays_end_up_in_the_results(cifar10_dir, tmp_path, monkeypatch):
@@ -404,8 +418,22 @@ def test_official_arrays_end_up_in_the_results(cifar10_dir, tmp_path, monkeypatc
     monkeypatch.setattr(main, "find_official", lambda folder, labels: arrays)
     small = ["--data-dir", cifar10_dir, "--output-dir", str(tmp_path), "--epochs", "1", *STRESS]
     main.main([*small, "--stem", "4", "--widths", "8", "8", "8"])
-    expected = {"count": 1, "source": "the published arrays", "names": ["fog"]}
-    assert comparison(tmp_path)["corruptions"] == expected
+    found = comparison(tmp_path)["corruptions"]
+    assert (found["count"], found["extra_count"], found["names"]) == (1, 0, ["fog"])
+    assert found["source"] == "the published arrays"
+    assert found["mean_is_over"] == "1 of the benchmark's 15 corruptions"
+
+
+def test_extra_corruptions_alone_have_no_mean(cifar10_dir, tmp_path, monkeypatch):
+    arrays = {"spatter": np.zeros((5, 10_000, 32, 32, 3), np.uint8)}
+    monkeypatch.setattr(main, "find_official", lambda folder, labels: arrays)
+    small = ["--data-dir", cifar10_dir, "--output-dir", str(tmp_path), "--epochs", "1", *STRESS]
+    main.main([*small, "--stem", "4", "--widths", "8", "8", "8"])
+    found = comparison(tmp_path)
+    assert "extra_corrupted_accuracy" in found["stress"]["baseline"]
+    assert "corrupted_accuracy" not in found["stress"]["baseline"]
+    assert "set_coverage_severity_5" not in found["stress"]["baseline"]
+    assert not (tmp_path / "plots" / "shift.png").exists()
 
 
 # Result files
