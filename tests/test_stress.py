@@ -301,17 +301,18 @@ def test_attacks_stay_in_the_ball_and_in_the_image(trained, epsilon):
 
 @pytest.mark.parametrize("network", KEYS)
 def test_attacks_leave_no_more_than_autoattacks_parts_do(trained, network):
-    """APGD on cross-entropy and on the ratio of logits, and Square, as ART has them: of 100 images
-    at most one more is left than all of these together leave."""
+    """APGD on cross-entropy and on the ratio of logits, and Square, as ART has them: of 60 images
+    at most one more is left than all of these together leave. On CIFAR-10, with more steps and
+    images, benchmarks/attacks.py asks the same."""
     _, _, data, networks = trained
-    images = data.test.select(torch.arange(100))
+    images = data.test.select(torch.arange(60))
     model = networks[network].model.eval()
     theirs = PyTorchClassifier(
         model, torch.nn.CrossEntropyLoss(), (3, 32, 32), 10, clip_values=(0, 1), device_type="cpu"
     )
     x = main.to_input(images.pixels).numpy()
     labels = images.labels.numpy()
-    epsilons = (0.5, 1, 4)
+    epsilons = (0.5, 2)
     found = attack(networks, network, images, main.StressSettings(epsilons=epsilons))
     for k, epsilon in enumerate(epsilons):
         step = 2 * epsilon / 255
@@ -319,20 +320,20 @@ def test_attacks_leave_no_more_than_autoattacks_parts_do(trained, network):
         left = theirs.predict(x).argmax(1) == labels
         for made in (
             AutoProjectedGradientDescent(
-                theirs, eps_step=step, max_iter=50, nb_random_init=1,
+                theirs, eps_step=step, max_iter=30, nb_random_init=1,
                 loss_type="cross_entropy", **common,
             ),
             AutoProjectedGradientDescent(
-                theirs, eps_step=step, max_iter=50, nb_random_init=1,
+                theirs, eps_step=step, max_iter=30, nb_random_init=1,
                 loss_type="difference_logits_ratio", **common,
             ),
-            SquareAttack(theirs, max_iter=200, nb_restarts=1, **common),
+            SquareAttack(theirs, max_iter=100, nb_restarts=1, **common),
         ):  # fmt: skip
             adversarial = made.generate(x, labels)
             assert np.abs(adversarial - x).max() <= epsilon / 255 + 1e-6
             left &= theirs.predict(adversarial).argmax(1) == labels
         assert found.withstood[k].sum() <= left.sum() + 1, (epsilon, left.sum())
-        assert epsilon > 1 or left.sum() > 5  # there is something to find
+        assert epsilon > 1 or left.sum() > 3  # there is something to find
 
 
 def test_attacks_hurt_more_the_farther_they_may_go(stressed):
