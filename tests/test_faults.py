@@ -309,6 +309,8 @@ def killed_and_resumed(output, uninterrupted, moments, number=signal.SIGKILL):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_both_trainings(tmp_path, number):
     """Which are side by side in threads, of which the signal reaches neither."""
+    # Shells have it ignored in what they start with &.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     process = start(tmp_path, "--epochs", "500", env=environment)
     models = tmp_path / "models"
