@@ -2111,12 +2111,11 @@ def train_all(
     Ranks share the work through the folder: a job is done by whoever holds its lock. Rank 0 waits
     for the others, and does what one that died has left.
     """
-    at_once = partial(train_if_free, data=data, hardware=hardware, patience=0)
-    side_by_side(at_once, jobs, hardware)
+    do = partial(train_if_free, data=data, hardware=hardware)
+    side_by_side(partial(do, patience=0), jobs, hardware)
     if hardware.ranks.rank != 0:
         return []
-    at_length = partial(train_if_free, data=data, hardware=hardware, patience=-1)  # without end
-    side_by_side(at_length, jobs, hardware)
+    side_by_side(partial(do, patience=-1), jobs, hardware)  # waits without end
     trained = []
     for job in jobs:
         loaded = load_trained(job.path, job, len(data.classes), hardware.precision)
@@ -3678,20 +3677,29 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     return math.exp(scipy.optimize.minimize_scalar(loss, bounds=(-3, 3)).x)
 
 
+def answer_validation(runs: Runs, data: Dataset, hardware: Hardware) -> list[tuple[Tensor, Tensor]]:
+    """Each run's logits [N, classes] on its seed's validation images, and their labels [N]."""
+    answers = []
+    for run in runs:
+        held_out = data.train.select(data.splits[run.trained.seed].validation)
+        logits = predict(run.trained.model, held_out.pixels, hardware)
+        answers.append((logits, held_out.labels))
+    return answers
+
+
 def study_calibration(
-    runs: Runs, data: Dataset, settings: StressSettings, hardware: Hardware
+    runs: Runs, validation: Sequence[tuple[Tensor, Tensor]], labels: Tensor, bins: int
 ) -> CalibrationScores:
-    """As trained, and with a temperature that is fitted on the validation images alone."""
+    """As trained, and with a temperature that is fitted on the validation images alone.
+
+    `validation` is of `answer_validation`, `labels` are the test images'.
+    """
     temperatures = []
     as_trained = []
     scaled = []
-    for run in runs:
-        held_out = data.train.select(data.splits[run.trained.seed].validation)
-        validation_logits = predict(run.trained.model, held_out.pixels, hardware)
-        temperature = fit_temperature(validation_logits, held_out.labels)
+    for run, held_out in zip(runs, validation, strict=True):
+        temperature = fit_temperature(*held_out)
         temperatures.append(temperature)
-        labels = data.test.labels
-        bins = settings.calibration_bins
         as_trained.append(calibrate(run.logits, labels, bins))
         scaled.append(calibrate(run.logits / temperature, labels, bins))
     return CalibrationScores(np.array(temperatures), tuple(as_trained), tuple(scaled))
@@ -3722,9 +3730,8 @@ def score(
     for _ in range(settings.stress_tests.score_resamples):
         index = rng.integers(0, images, images)
         drawn.append(statistic(*(array[index] for array in by_seed[0])))
-    level = settings.statistics.level
-    low, high = np.quantile(drawn, [level / 2, 1 - level / 2])
-    return Score(values, Interval(float(values[0]), float(low), float(high)))
+    found_again = Bootstrap(float(values[0]), np.array(drawn))
+    return Score(values, found_again.interval(1 - settings.statistics.level))
 
 
 def confidence_as_trained(logits: Tensor) -> np.ndarray:
@@ -3834,6 +3841,7 @@ def study_doubt(
     network: Network,
     evaluations: Mapping[str, Runs],
     corruptions: CorruptionStudy,
+    validation: Sequence[tuple[Tensor, Tensor]],
     temperatures: np.ndarray,
     data: Dataset,
     settings: Settings,
@@ -3845,9 +3853,8 @@ def study_doubt(
     foreign = {}
     for name, pixels in data.foreign.items():
         foreign[name] = study_foreign(runs, pixels, settings, hardware)
-    thresholds = [
-        threshold_of_sets(run, data, settings.stress_tests.conformal_miss, hardware) for run in runs
-    ]
+    miss = settings.stress_tests.conformal_miss
+    thresholds = [least_probability(*held_out, miss) for held_out in validation]
     return DoubtScores(
         as_trained=study_selection(runs, first_runs, confidence_as_trained, settings),
         without_norm=study_selection(runs, first_runs, confidence_without_norm, settings),
@@ -3911,13 +3918,6 @@ def study_foreign(
         false_positives_by_confidence=score(false_positives, by_confidence, settings),
         false_positives_by_energy=score(false_positives, by_energy, settings),
     )
-
-
-def threshold_of_sets(run: Evaluation, data: Dataset, miss: float, hardware: Hardware) -> float:
-    """The least probability of a class in a network's sets, by its seed's validation images."""
-    held_out = data.train.select(data.splits[run.trained.seed].validation)
-    logits = predict(run.trained.model, held_out.pixels, hardware)
-    return least_probability(logits, held_out.labels, miss)
 
 
 def study_conformal(
@@ -4267,14 +4267,22 @@ def run_stress_tests(
         bar.set_postfix_str(network.title)
         runs = evaluations[network.key]
         first_model = runs[0].trained.model
-        calibration = study_calibration(runs, data, stress, hardware)
+        validation = answer_validation(runs, data, hardware)
+        calibration = study_calibration(runs, validation, data.test.labels, stress.calibration_bins)
         found = NetworkStress(
             network=network,
             corruptions=corruptions.scores[network.key],
             attacks=attacks[network.key],
             calibration=calibration,
             doubt=study_doubt(
-                network, evaluations, corruptions, calibration.temperature, data, settings, hardware
+                network,
+                evaluations,
+                corruptions,
+                validation,
+                calibration.temperature,
+                data,
+                settings,
+                hardware,
             ),
             heatmaps=study_heatmaps(first_model, few, settings, hardware),
             gates=study_gates(first_model, images, len(data.classes), hardware),
@@ -4644,7 +4652,8 @@ def plot_mean_and_range(
     axes: Axes, x: Sequence[float] | np.ndarray, by_seed: np.ndarray, network: Network, **look: Any
 ) -> None:
     """The mean of `by_seed` [seeds, points] in the network's colour, the range of seeds shaded."""
-    axes.plot(x, by_seed.mean(0), color=network.colour, marker=network.marker, markersize=3, **look)
+    look = {"marker": network.marker, "markersize": 3, **look}
+    axes.plot(x, by_seed.mean(0), color=network.colour, **look)
     axes.fill_between(
         x, by_seed.min(0), by_seed.max(0), color=network.colour, alpha=0.2, linewidth=0
     )
@@ -4777,17 +4786,8 @@ def plot_selection(stress: StressResults) -> Figure:
         network = of_network.network
         doubt = of_network.doubt
         for axes, scores in ((left, doubt.as_trained), (right, doubt.without_norm)):
-            axes.plot(
-                scores.coverage, scores.risk.mean(0), color=network.colour, label=network.title
-            )
-            axes.fill_between(
-                scores.coverage,
-                scores.risk.min(0),
-                scores.risk.max(0),
-                color=network.colour,
-                alpha=0.2,
-                linewidth=0,
-            )
+            look = {"label": network.title, "marker": ""}
+            plot_mean_and_range(axes, scores.coverage, scores.risk, network, **look)
     top = max(left.get_ylim()[1], right.get_ylim()[1])
     for axes, name in ((left, "confidence as trained"), (right, "without the logits' norm")):
         axes.set(

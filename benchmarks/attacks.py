@@ -5,7 +5,7 @@
 Takes the options of main.py, whose weights in the output folder are attacked, and the tests'
 packages. The reference is adversarial-robustness-toolbox's: APGD on the cross-entropy and on the
 ratio of logits, 100 steps each, then Square with 1,000 queries, each on what the ones before have
-left (Croce & Hein, ICML 2020). An hour for three seeds and 1,000 images on two cores.
+left (Croce & Hein, ICML 2020).
 """
 
 from __future__ import annotations

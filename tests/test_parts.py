@@ -144,7 +144,7 @@ def test_a_processor_of_any_kind_is_measured():
 
 
 @pytest.fixture
-def two_at_once(monkeypatch):
+def two_at_once():
     """Hardware that does two things at once, whose threads are given back."""
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
