@@ -14,6 +14,7 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,11 +47,16 @@ def reference_attacks(
 
 
 def attack_by_reference(
-    model: nn.Module, images: main.Images, epsilon: float, classes: int
+    model: nn.Module, images: main.Images, epsilon: float, classes: int, device: torch.device
 ) -> dict[str, int]:
     """How many images are left after each part."""
     classifier = PyTorchClassifier(
-        model, nn.CrossEntropyLoss(), (3, 32, 32), classes, clip_values=(0, 1), device_type="cpu"
+        model,
+        nn.CrossEntropyLoss(),
+        input_shape=(3, 32, 32),
+        nb_classes=classes,
+        clip_values=(0, 1),
+        device_type="gpu" if device.type == "cuda" else "cpu",
     )
     x = main.to_input(images.pixels).numpy()
     labels = images.labels.numpy()
@@ -78,17 +84,17 @@ class Attempt:
 
 
 def attempt(
-    one: Attempt, images: main.Images, settings: main.Settings, device: main.Hardware
+    one: Attempt, images: main.Images, settings: main.Settings, hardware: main.Hardware
 ) -> None:
     """Print a row for each epsilon."""
     stress = dataclasses.replace(settings.stress_tests, epsilons=EPSILONS)
     start = time.perf_counter()
-    found = main.attack_in_batches(one.key, one.models, images, stress, device)
+    found = main.attack_in_batches(one.key, one.models, images, stress, hardware)
     seconds = time.perf_counter() - start
     for k, epsilon in enumerate(EPSILONS):
         start = time.perf_counter()
-        model = one.models[one.key]
-        left = attack_by_reference(model, images, epsilon / 255, classes=10)  # type: ignore[arg-type]
+        model: Any = one.models[one.key]
+        left = attack_by_reference(model, images, epsilon / 255, 10, hardware.device)
         share = 100 / len(images)
         cells = [one.key, str(one.seed), f"{epsilon:g}", f"{share * found.withstood[k].sum():.1f}"]
         cells += [f"{share * count:.1f}" for count in left.values()]
@@ -101,6 +107,8 @@ def run(settings: main.Settings) -> None:
     data = main.load_data(settings)
     jobs = main.training_jobs(settings)
     trained = [main.load_trained(job.path, job, 10, settings.precision) for job in jobs]
+    for one in trained:
+        one.model.to(hardware.device)
     index = main.first_images(data, settings.stress_tests.attack_images, settings.stress_tests)
     images = data.test.select(index)
     print(f"{hardware.description}; {len(images)} test images, accuracy (%) that is left")

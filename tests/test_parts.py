@@ -429,19 +429,20 @@ def test_learning_rates_fall_linearly_to_zero(tmp_path, monkeypatch):
     recipe = small_recipe(dataset="shapes", shapes_train=200, epochs=3, batch_size=60)
     rates, real = {"Muon": [], "SGD": []}, main.train_step
 
-    def note(training, *more):
-        found = real(training, *more)
+    def note(*batch, training, hardware):
+        found = real(*batch, training=training, hardware=hardware)
         for optimizer in training.optimizers:
             rates[type(optimizer).__name__].append([
-                group["lr"] for group in optimizer.param_groups
+                float(group["lr"]) for group in optimizer.param_groups
             ])
         return found
 
     monkeypatch.setattr(main, "train_step", note)
     train(BASELINE, recipe, tmp_path)
     shares = np.array([1 - k / 9 for k in range(9)])[:, None]
-    np.testing.assert_allclose(rates["Muon"], recipe.muon_rate * shares)
-    np.testing.assert_allclose(rates["SGD"], recipe.learning_rate * shares @ np.ones((1, 2)))
+    np.testing.assert_allclose(rates["Muon"], recipe.muon_rate * shares, rtol=1e-6)
+    expected = recipe.learning_rate * shares @ np.ones((1, 2))
+    np.testing.assert_allclose(rates["SGD"], expected, rtol=1e-6)
 
 
 def test_only_weights_of_linear_layers_decay():
