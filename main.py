@@ -787,6 +787,9 @@ def read_tensors(path: Path) -> dict[str, Any]:
         raise UserError(f"{problem}: {CURE}") from error
 
 
+COMPARISON_FILE = "results/comparison.json"
+
+
 class ResultFiles:
     """The files of a run's results, each written whole or not at all.
 
@@ -2285,9 +2288,6 @@ class Interval:
     high: float
 
 
-COMPARISON_FILE = "results/comparison.json"
-
-
 class Verdict(enum.StrEnum):
     """What is said of a difference."""
 
@@ -3305,10 +3305,60 @@ def corrupted_images(name: str, data: Dataset, index: Tensor, seed: int) -> Tens
     return torch.stack(made)
 
 
-# The fifteen that the benchmark's mean is over are these, frost among them.
-BENCHMARK_SIZE = 15
+BENCHMARK_SIZE = 15  # corruptions that its mean is over, frost among them
 PUBLISHED_ACCURACY = 73.46  # of RobustBench's standard WRN-28-10 on CIFAR-10-C, in percent
 EXTRA_CORRUPTIONS = {corruption.name for corruption in CORRUPTIONS if corruption.is_extra}
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number of each seed, and the interval of its mean: over seeds, of one over images."""
+
+    by_seed: np.ndarray  # float64 [seeds]
+    interval: Interval
+
+
+def score(
+    statistic: Callable[..., float],
+    by_seed: Sequence[Sequence[np.ndarray]],
+    settings: Settings,
+    of_one_image: float = 100.0,
+) -> Score:
+    """The `statistic` of each seed's arrays [N, …], which hold something of the same N images.
+
+    It moves by `of_one_image` / N where one image more has what is counted; 0 if it does not count.
+    """
+    values = np.array([statistic(*arrays) for arrays in by_seed])
+    images = len(by_seed[0][0])
+    if len(values) > 1:
+        found = t_test(values, of_one_image / images)
+        return Score(values, found.interval(1 - settings.statistics.level))
+    rng = np.random.default_rng(settings.recipe.seed)
+    drawn = []
+    for _ in range(settings.stress_tests.score_resamples):
+        index = rng.integers(0, images, images)
+        drawn.append(statistic(*(array[index] for array in by_seed[0])))
+    found_again = Bootstrap(float(values[0]), np.array(drawn))
+    return Score(values, found_again.interval(1 - settings.statistics.level))
+
+
+def try_each(
+    title: str,
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    name: Callable[[Item], str],
+    hardware: Hardware,
+) -> list[Result]:
+    """`side_by_side`, with a progress bar on a terminal that names what is tried."""
+    with tqdm(desc=title, total=len(items), leave=False, disable=not on_terminal()) as bar:
+
+        def work_and_show(item: Item) -> Result:
+            bar.set_postfix_str(name(item))
+            result = work(item)
+            bar.update()
+            return result
+
+        return side_by_side(work_and_show, items, hardware)
 
 
 @dataclass(frozen=True)
@@ -3321,8 +3371,8 @@ class CorruptionScores:
 
     names: tuple[str, ...]
     accuracy: np.ndarray  # float64 [seeds, corruptions, severities]
-    mean_accuracy: np.ndarray | None  # float64 [seeds]
-    mean_accuracy_of_extra: np.ndarray | None  # float64 [seeds]
+    mean_accuracy: Score | None
+    mean_accuracy_of_extra: Score | None
     mean_corruption_error: float | None  # the first network's being 100, if that errs at all
     change: Difference | None  # of mean accuracy, from the first network
 
@@ -3349,11 +3399,9 @@ def study_corruptions(
     """Try all networks on test images `index`; each corruption is made once."""
     clean = data.test.select(index)
     names = corruption_names(data)
-    bar = show_progress("corruptions", len(names))
 
     def try_all(name: str) -> tuple[np.ndarray, dict[str, Tensor]]:
         """An example, and by network the logits [seeds, severities, N, classes]."""
-        bar.set_postfix_str(name)
         pixels = corrupted_images(name, data, index, settings.recipe.seed)
         logits = {}
         for key, runs in evaluations.items():
@@ -3362,11 +3410,9 @@ def study_corruptions(
                 found = predict(run.trained.model, pixels.flatten(0, 1), hardware)
                 of_seeds.append(found.unflatten(0, (len(SEVERITIES), -1)))
             logits[key] = torch.stack(of_seeds)
-        bar.update()
         return pixels[SEVERITIES.index(3), 0].numpy(), logits
 
-    with bar:
-        tries = side_by_side(try_all, names, hardware)
+    tries = try_each("corruptions", try_all, names, str, hardware)
     examples = {}
     for name, (example, _) in zip(names, tries, strict=True):
         examples[name] = example
@@ -3404,19 +3450,19 @@ def score_corruptions(
         scores[key] = CorruptionScores(
             names=names,
             accuracy=100 * of_network.mean(3),
-            mean_accuracy=mean_accuracy(benchmark),
-            mean_accuracy_of_extra=mean_accuracy(of_network[:, is_extra]),
+            mean_accuracy=mean_accuracy(benchmark, settings),
+            mean_accuracy_of_extra=mean_accuracy(of_network[:, is_extra], settings),
             mean_corruption_error=mean_ratio(mean_errors(benchmark), mean_errors(first)),
             change=change,
         )
     return scores
 
 
-def mean_accuracy(correct: np.ndarray) -> np.ndarray | None:
-    """In percent, by seed, of `correct` [seeds, corruptions, severities, images], if any."""
+def mean_accuracy(correct: np.ndarray, settings: Settings) -> Score | None:
+    """In percent, of `correct` [seeds, corruptions, severities, images], if any."""
     if correct.size == 0:
         return None
-    return 100 * correct.mean((1, 2, 3))
+    return score(np.mean, [(100 * of_seed.mean((0, 1)),) for of_seed in correct], settings)
 
 
 def mean_errors(correct: np.ndarray) -> np.ndarray:
@@ -3430,11 +3476,6 @@ def mean_ratio(errors: np.ndarray, first_errors: np.ndarray) -> float | None:
     if not comparable.any():
         return None
     return float(100 * (errors[comparable] / first_errors[comparable]).mean())
-
-
-def show_progress(title: str, count: int) -> tqdm:
-    """A progress bar on a terminal."""
-    return tqdm(desc=title, total=count, leave=False, disable=not on_terminal())
 
 
 # Attacks. In float32, whatever the training's arithmetic: gradients that are lost to rounding would
@@ -3605,7 +3646,8 @@ class AttackScores:
     clean: np.ndarray  # float64 [seeds]
     robust: np.ndarray  # float64 [seeds, epsilons]
     transferred: np.ndarray  # float64 [seeds, epsilons], under what was made for other networks
-    median_epsilon: np.ndarray  # float64 [seeds], of 255; half of the images withstand it
+    intervals: tuple[Interval, ...]  # of the mean of `robust`, by epsilon
+    median_epsilon: Score  # of 255; half of the images withstand it
     change: tuple[Interval, ...] | None  # of `robust` from the first network, in points
 
     def is_masked(self) -> bool:
@@ -3625,17 +3667,12 @@ def study_attacks(
         for models, run in zip(models_by_seed, runs, strict=True):
             models[key] = run.trained.model
     pairs = [(key, models) for key in evaluations for models in models_by_seed]
-    bar = show_progress("attacks", len(pairs))
 
     def attack_one(pair: tuple[str, dict[str, Classifier]]) -> Attacked:
         key, models = pair
-        bar.set_postfix_str(key)
-        attacked = attack_in_batches(key, models, images, settings.stress_tests, hardware)
-        bar.update()
-        return attacked
+        return attack_in_batches(key, models, images, settings.stress_tests, hardware)
 
-    with bar:
-        found = side_by_side(attack_one, pairs, hardware)
+    found = try_each("attacks", attack_one, pairs, lambda pair: pair[0], hardware)
     by_network: dict[str, list[Attacked]] = {key: [] for key in evaluations}
     for (key, _), attacked in zip(pairs, found, strict=True):
         by_network[key].append(attacked)
@@ -3664,24 +3701,35 @@ def score_attacks(
             change = tuple(
                 judge(gains[:, k], resolution, settings).interval for k in range(len(epsilons))
             )
+        robust = []
+        for k in range(len(epsilons)):
+            robust.append(
+                score(np.mean, [(100.0 * one.withstood[k],) for one in of_seeds], settings)
+            )
         scores[key] = AttackScores(
             epsilons=epsilons,
             clean=np.array([100 * one.clean.mean() for one in of_seeds]),
-            robust=100 * withstood[key].mean(2),
+            robust=np.column_stack([one.by_seed for one in robust]),
             transferred=100 * transferred.mean(2),
-            median_epsilon=np.array([median_epsilon(one, epsilons) for one in of_seeds]),
+            intervals=tuple(one.interval for one in robust),
+            median_epsilon=score(
+                partial(median_epsilon, epsilons=epsilons),
+                [(one.clean, one.withstood.T) for one in of_seeds],
+                settings,
+                of_one_image=0,
+            ),
             change=change,
         )
     return scores
 
 
-def median_epsilon(attacked: Attacked, epsilons: Sequence[float]) -> float:
+def median_epsilon(clean: np.ndarray, withstood: np.ndarray, epsilons: Sequence[float]) -> float:
     """What half of the images that are classified correctly withstand, between those tried.
 
-    At most the largest of them.
+    At most the largest of them. `clean` bool [N], `withstood` bool [N, epsilons].
     """
-    images = max(1, attacked.clean.sum())
-    shares = [1.0, *(attacked.withstood.sum(1) / images)]
+    images = max(1, clean.sum())
+    shares = [1.0, *(withstood.sum(0) / images)]
     return float(np.interp(0.5, np.flip(shares), np.flip((0.0, *epsilons))))
 
 
@@ -3714,7 +3762,7 @@ def calibrate(logits: Tensor, labels: Tensor, bins: int) -> Calibration:
     probabilities = logits.softmax(1)
     confidence, predicted = probabilities.max(1)
     correct = (predicted == labels).double()
-    where = (confidence * bins).long().clamp_max(bins - 1)
+    where = bins_of(confidence, bins)
     images = torch.bincount(where, torch.ones_like(confidence), minlength=bins)
     confidence_sum = torch.bincount(where, confidence, minlength=bins)
     correct_sum = torch.bincount(where, correct, minlength=bins)
@@ -3728,6 +3776,11 @@ def calibrate(logits: Tensor, labels: Tensor, bins: int) -> Calibration:
         bin_confidence=(confidence_sum / images)[filled].numpy(),
         bin_accuracy=(correct_sum / images)[filled].numpy(),
     )
+
+
+def bins_of(confidence: Tensor, bins: int) -> Tensor:
+    """Which of `bins` equal bins each confidence lies in: int64, as many."""
+    return (confidence * bins).long().clamp_max(bins - 1)
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
@@ -3769,32 +3822,6 @@ def study_calibration(
 
 
 # Doubt: does a network know when it does not know?
-
-
-@dataclass(frozen=True)
-class Score:
-    """A number of each seed, and the interval of its mean: over seeds, of one over images."""
-
-    by_seed: np.ndarray  # float64 [seeds]
-    interval: Interval
-
-
-def score(
-    statistic: Callable[..., float], by_seed: Sequence[Sequence[np.ndarray]], settings: Settings
-) -> Score:
-    """The `statistic` of each seed's arrays [N], which hold something of the same N images."""
-    values = np.array([statistic(*arrays) for arrays in by_seed])
-    images = len(by_seed[0][0])
-    if len(values) > 1:
-        found = t_test(values, 100 / images)
-        return Score(values, found.interval(1 - settings.statistics.level))
-    rng = np.random.default_rng(settings.recipe.seed)
-    drawn = []
-    for _ in range(settings.stress_tests.score_resamples):
-        index = rng.integers(0, images, images)
-        drawn.append(statistic(*(array[index] for array in by_seed[0])))
-    found_again = Bootstrap(float(values[0]), np.array(drawn))
-    return Score(values, found_again.interval(1 - settings.statistics.level))
 
 
 def confidence_as_trained(logits: Tensor) -> np.ndarray:
@@ -3876,17 +3903,17 @@ class ConformalScores:
 
 @dataclass(frozen=True)
 class ShiftScores:
-    """On the benchmark's corruptions (Ovadia et al., NeurIPS 2019): float64 [seeds, severities].
+    """On the benchmark's corruptions (Ovadia et al., NeurIPS 2019), each by severity.
 
     Calibration errors and coverage in percent.
     """
 
-    error_as_trained: np.ndarray
-    error_scaled: np.ndarray
-    likelihood_as_trained: np.ndarray  # negative log-likelihood
-    likelihood_scaled: np.ndarray
-    set_coverage: np.ndarray
-    set_size: np.ndarray
+    error_as_trained: tuple[Score, ...]
+    error_scaled: tuple[Score, ...]
+    likelihood_as_trained: tuple[Score, ...]  # negative log-likelihood
+    likelihood_scaled: tuple[Score, ...]
+    set_coverage: tuple[Score, ...]
+    set_size: tuple[Score, ...]
 
 
 @dataclass(frozen=True)
@@ -3928,7 +3955,7 @@ def study_doubt(
             corruptions.labels,
             temperatures,
             thresholds,
-            settings.stress_tests.calibration_bins,
+            settings,
         ),
     )
 
@@ -4019,30 +4046,86 @@ def study_shift(
     labels: Tensor,
     temperatures: np.ndarray,
     thresholds: Sequence[float],
-    bins: int,
+    settings: Settings,
 ) -> ShiftScores | None:
     """Of `corrupted` logits [seeds, corruptions, severities, N, classes]; None without any."""
     if corrupted.shape[1] == 0:
         return None
-    labels = labels.repeat(corrupted.shape[1])
-    found = []  # [seeds, severities, 6]
-    for of_seed, temperature, threshold in zip(corrupted, temperatures, thresholds, strict=True):
-        of_severities = []
-        for k in range(len(SEVERITIES)):
-            logits = of_seed[:, k].flatten(0, 1)
-            as_trained = calibrate(logits, labels, bins)
-            scaled = calibrate(logits / float(temperature), labels, bins)
-            held, sizes = prediction_sets(logits, labels, threshold)
-            of_severities.append((
-                as_trained.error,
-                scaled.error,
-                as_trained.negative_log_likelihood,
-                scaled.negative_log_likelihood,
-                held.mean(),
-                sizes.mean(),
-            ))
-        found.append(of_severities)
-    return ShiftScores(*np.moveaxis(np.array(found), 2, 0))
+    bins = settings.stress_tests.calibration_bins
+    by_severity: list[list[ShiftedImages]] = []
+    for k in range(len(SEVERITIES)):
+        of_seeds = []
+        for of_seed, temperature, threshold in zip(
+            corrupted, temperatures, thresholds, strict=True
+        ):
+            logits = of_seed[:, k].double()
+            of_seeds.append(shifted_images(logits, labels, float(temperature), threshold, bins))
+        by_severity.append(of_seeds)
+
+    def scores(
+        statistic: Callable[..., float], part: Callable[[ShiftedImages], np.ndarray]
+    ) -> tuple[Score, ...]:
+        found = []
+        for of_seeds in by_severity:
+            arrays = [(part(images),) for images in of_seeds]
+            found.append(score(statistic, arrays, settings, of_one_image=0))
+        return tuple(found)
+
+    return ShiftScores(
+        error_as_trained=scores(error_of_gaps, lambda images: images.gaps_as_trained),
+        error_scaled=scores(error_of_gaps, lambda images: images.gaps_scaled),
+        likelihood_as_trained=scores(np.mean, lambda images: images.likelihood_as_trained),
+        likelihood_scaled=scores(np.mean, lambda images: images.likelihood_scaled),
+        set_coverage=scores(np.mean, lambda images: images.held),
+        set_size=scores(np.mean, lambda images: images.set_size),
+    )
+
+
+@dataclass(frozen=True)
+class ShiftedImages:
+    """What a network says of N images under corruptions of one severity: means over these.
+
+    So that images can be drawn again. float64 [N]; gaps, of `confidence_gaps`, [N, bins].
+    """
+
+    gaps_as_trained: np.ndarray
+    gaps_scaled: np.ndarray
+    likelihood_as_trained: np.ndarray
+    likelihood_scaled: np.ndarray
+    held: np.ndarray  # 100 where the image's set holds the label, else 0
+    set_size: np.ndarray
+
+
+def shifted_images(
+    logits: Tensor, labels: Tensor, temperature: float, threshold: float, bins: int
+) -> ShiftedImages:
+    """Of float64 logits [corruptions, N, classes] and labels [N]."""
+    found = []
+    for as_trained in logits:
+        scaled = as_trained / temperature
+        held, set_size = prediction_sets(as_trained, labels, threshold)
+        found.append((
+            confidence_gaps(as_trained, labels, bins),
+            confidence_gaps(scaled, labels, bins),
+            F.cross_entropy(as_trained, labels, reduction="none").numpy(),
+            F.cross_entropy(scaled, labels, reduction="none").numpy(),
+            held,
+            set_size,
+        ))
+    return ShiftedImages(*(np.mean(arrays, axis=0) for arrays in zip(*found, strict=True)))
+
+
+def confidence_gaps(logits: Tensor, labels: Tensor, bins: int) -> np.ndarray:
+    """By image and bin of confidence [N, bins]: confidence minus 1 or 0 for right or wrong."""
+    confidence, predicted = logits.softmax(1).max(1)
+    gap = confidence - (predicted == labels).double()
+    where = F.one_hot(bins_of(confidence, bins), bins)
+    return (where * gap[:, None]).numpy()
+
+
+def error_of_gaps(gaps: np.ndarray) -> float:
+    """The expected calibration error in percent, of gaps [N, bins]."""
+    return float(100 * np.abs(gaps.mean(0)).sum())
 
 
 # Heatmaps
@@ -4324,15 +4407,13 @@ def run_stress_tests(
 
     corruptions = study_corruptions(evaluations, data, index, settings, hardware)
     attacks = study_attacks(evaluations, attacked_images, settings, hardware)
-    bar = show_progress("calibration, doubt, heatmaps, gates", len(NETWORKS))
 
     def study(network: Network) -> NetworkStress:
-        bar.set_postfix_str(network.title)
         runs = evaluations[network.key]
         first_model = runs[0].trained.model
         validation = answer_validation(runs, data, hardware)
         calibration = study_calibration(runs, validation, data.test.labels, stress.calibration_bins)
-        found = NetworkStress(
+        return NetworkStress(
             network=network,
             corruptions=corruptions.scores[network.key],
             attacks=attacks[network.key],
@@ -4350,11 +4431,14 @@ def run_stress_tests(
             heatmaps=study_heatmaps(first_model, few, settings, hardware),
             gates=study_gates(first_model, images, len(data.classes), hardware),
         )
-        bar.update()
-        return found
 
-    with bar:
-        networks = side_by_side(study, NETWORKS, hardware)
+    networks = try_each(
+        "calibration, doubt, heatmaps, gates",
+        study,
+        NETWORKS,
+        lambda network: network.title,
+        hardware,
+    )
     return StressResults(
         classes=data.classes,
         networks=tuple(networks),
@@ -4544,8 +4628,6 @@ CORRUPTED_ACCURACY = Metric("corrupted_accuracy", "Corrupted images: accuracy", 
 EXTRA_ACCURACY = Metric("extra_corrupted_accuracy", "Extra corruptions: accuracy", "%", 2)
 CORRUPTION_ERROR = Metric("mean_corruption_error", "Corrupted images: mCE", "", 2)
 CORRUPTED_CHANGE = Metric("corrupted_change", "Corrupted images: change", "points", 2)
-CORRUPTED_CHANGE_LOW = Metric("corrupted_change_low", "Its interval, from", "points", 2)
-CORRUPTED_CHANGE_HIGH = Metric("corrupted_change_high", "Its interval, to", "points", 2)
 CLEAN_ACCURACY = Metric("clean_accuracy", "The same images as they are: accuracy", "%", 2)
 ROBUST_ACCURACY = Metric("robust_accuracy_{}", "Attack, {}/255: accuracy", "%", 2)
 MEDIAN_EPSILON = Metric("median_epsilon", "Attack that half of the images withstand", "of 255")
@@ -4573,10 +4655,14 @@ GATES_AT_MEANS = Metric("gates_at_means_accuracy", "Gates at their means: accura
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured of a network: one value a seed, or the first seed's alone."""
+    """What was measured of a network: one value a seed, or the first seed's alone.
+
+    With the interval of their mean, where there is one: over seeds, of one seed over images.
+    """
 
     metric: Metric
     values: np.ndarray
+    interval: Interval | None = None
 
     def mean(self) -> float:
         return float(self.values.mean())
@@ -4592,11 +4678,14 @@ def measurements(stress: NetworkStress) -> Iterator[Measurement]:
         measure_heatmaps(stress.heatmaps),
         measure_gates(stress.gates),
     ):
-        for metric, values in part:
-            yield Measurement(metric, np.atleast_1d(np.asarray(values, dtype=float)))
+        for metric, found in part:
+            if isinstance(found, Score):
+                yield Measurement(metric, found.by_seed, found.interval)
+            else:
+                yield Measurement(metric, np.atleast_1d(np.asarray(found, dtype=float)))
 
 
-Measured = Iterator[tuple[Metric, np.ndarray | Sequence[float] | float]]
+Measured = Iterator[tuple[Metric, Score | np.ndarray | Sequence[float] | float]]
 
 
 def measure_corruptions(scores: CorruptionScores) -> Measured:
@@ -4605,9 +4694,8 @@ def measure_corruptions(scores: CorruptionScores) -> Measured:
     if scores.mean_corruption_error is not None:
         yield CORRUPTION_ERROR, scores.mean_corruption_error
     if scores.change is not None:
-        yield CORRUPTED_CHANGE, scores.change.interval.value
-        yield CORRUPTED_CHANGE_LOW, scores.change.interval.low
-        yield CORRUPTED_CHANGE_HIGH, scores.change.interval.high
+        change = scores.change.interval
+        yield CORRUPTED_CHANGE, Score(np.array([change.value]), change)
     if scores.mean_accuracy_of_extra is not None:
         yield EXTRA_ACCURACY, scores.mean_accuracy_of_extra
 
@@ -4617,7 +4705,8 @@ def measure_attacks(scores: AttackScores) -> Measured:
     yield MEDIAN_EPSILON, scores.median_epsilon
     for k, epsilon in enumerate(scores.epsilons):
         size = f"{epsilon:g}"
-        yield ROBUST_ACCURACY.at(size.replace(".", "_"), size), scores.robust[:, k]
+        found = Score(scores.robust[:, k], scores.intervals[k])
+        yield ROBUST_ACCURACY.at(size.replace(".", "_"), size), found
 
 
 def measure_calibration(scores: CalibrationScores) -> Measured:
@@ -4632,8 +4721,8 @@ def measure_calibration(scores: CalibrationScores) -> Measured:
 
 
 def measure_doubt(scores: DoubtScores) -> Measured:
-    yield SELECTION_AREA.at("as_trained", "as trained"), scores.as_trained.area.by_seed
-    yield SELECTION_AREA.at("without_norm", "without norm"), scores.without_norm.area.by_seed
+    yield SELECTION_AREA.at("as_trained", "as trained"), scores.as_trained.area
+    yield SELECTION_AREA.at("without_norm", "without norm"), scores.without_norm.area
     for name, of_foreign in scores.foreign.items():
         key = re.sub(r"\W", "_", name.lower())
         for by, told, passed in (
@@ -4644,17 +4733,17 @@ def measure_doubt(scores: DoubtScores) -> Measured:
             ),
             ("energy", of_foreign.auroc_by_energy, of_foreign.false_positives_by_energy),
         ):
-            yield AUROC.at(f"{key}_by_{by}", f"{name} by {by}"), told.by_seed
-            yield FALSE_POSITIVES.at(f"{key}_by_{by}", f"{name} by {by}"), passed.by_seed
+            yield AUROC.at(f"{key}_by_{by}", f"{name} by {by}"), told
+            yield FALSE_POSITIVES.at(f"{key}_by_{by}", f"{name} by {by}"), passed
     conformal = scores.conformal
-    yield SET_COVERAGE.at("clean", "clean"), conformal.coverage.by_seed
-    yield SET_SIZE.at("clean", "clean"), conformal.size.by_seed
+    yield SET_COVERAGE.at("clean", "clean"), conformal.coverage
+    yield SET_SIZE.at("clean", "clean"), conformal.size
     shift = scores.shift
     if shift is not None:
-        yield SET_COVERAGE.at("severity_5", "severity 5"), shift.set_coverage[:, -1]
-        yield SET_SIZE.at("severity_5", "severity 5"), shift.set_size[:, -1]
-        yield SHIFTED_ERROR.at("as_trained", "as trained"), shift.error_as_trained[:, -1]
-        yield SHIFTED_ERROR.at("scaled", "temperature scaled"), shift.error_scaled[:, -1]
+        yield SET_COVERAGE.at("severity_5", "severity 5"), shift.set_coverage[-1]
+        yield SET_SIZE.at("severity_5", "severity 5"), shift.set_size[-1]
+        yield SHIFTED_ERROR.at("as_trained", "as trained"), shift.error_as_trained[-1]
+        yield SHIFTED_ERROR.at("scaled", "temperature scaled"), shift.error_scaled[-1]
 
 
 def measure_heatmaps(scores: HeatmapScores) -> Measured:
@@ -4862,26 +4951,28 @@ def plot_selection(stress: StressResults) -> Figure:
 
 def plot_shift(stress: StressResults) -> Figure | None:
     """By the corruptions' severity: calibration error, and coverage of the sets of classes."""
+    shifts = [(one.network, one.doubt.shift) for one in stress.networks if one.doubt.shift]
+    if not shifts:
+        return None
     figure, left, right = two_panels()
-    drawn = False
-    for of_network in stress.networks:
-        network = of_network.network
-        shift = of_network.doubt.shift
-        if shift is None:
-            continue
-        drawn = True
-        for by_seed, name, dashes in (
+    for network, shift in shifts:
+        for scores, name, dashes in (
             (shift.error_as_trained, "as trained", "--"),
             (shift.error_scaled, "temperature scaled", "-"),
         ):
             look = {"linestyle": dashes, "label": f"{network.title} {name}"}
-            plot_mean_and_range(left, SEVERITIES, by_seed, network, **look)
-        plot_mean_and_range(right, SEVERITIES, shift.set_coverage, network)
+            plot_mean_and_range(left, SEVERITIES, values_by_seed(scores), network, **look)
+        plot_mean_and_range(right, SEVERITIES, values_by_seed(shift.set_coverage), network)
     left.set(xlabel="severity", ylabel="calibration error (%)", xticks=SEVERITIES)
     right.set(xlabel="severity", ylabel="coverage of sets (%)", xticks=SEVERITIES)
     right.axhline(100 * (1 - stress.conformal_miss), color="0.4", linestyle=":", zorder=1)
     legend_above(figure, left)
-    return figure if drawn else None
+    return figure
+
+
+def values_by_seed(scores: Sequence[Score]) -> np.ndarray:
+    """float64 [seeds, scores]."""
+    return np.column_stack([one.by_seed for one in scores])
 
 
 def plot_deletion_insertion(stress: StressResults) -> Figure:
@@ -5347,11 +5438,17 @@ def foreign_record(stress: StressResults | None) -> dict[str, str]:
 
 
 def measured_means(stress: StressResults | None) -> dict[str, dict[str, float]]:
-    """The mean of each measurement over seeds, by network and metric."""
+    """The mean of each measurement over seeds, and its interval, by network and metric."""
     means: dict[str, dict[str, float]] = {}
     if stress is not None:
         for of_network in stress.networks:
-            found = {m.metric.key: m.mean() for m in measurements(of_network)}
+            found: dict[str, float] = {}
+            for measurement in measurements(of_network):
+                key = measurement.metric.key
+                found[key] = measurement.mean()
+                if measurement.interval is not None:
+                    found[f"{key}_low"] = measurement.interval.low
+                    found[f"{key}_high"] = measurement.interval.high
             means[of_network.network.key] = found
     return means
 
@@ -5371,16 +5468,22 @@ def stress_record(stress: StressResults) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Column:
-    """Numbers under a heading, one for each row of a table; None where there is none."""
+    """Numbers under a heading, one for each row of a table, some with an interval, or None."""
 
     heading: str
-    numbers: Sequence[float | None]
+    numbers: Sequence[Interval | float | None]
     formats: Sequence[str]
 
     def texts(self) -> list[str]:
         texts = []
         for number, style in zip(self.numbers, self.formats, strict=True):
-            texts.append("" if number is None else format(number, style))
+            if number is None:
+                texts.append("")
+            elif isinstance(number, Interval):
+                value, low, high = (format(x, style) for x in dataclasses.astuple(number))
+                texts.append(f"{value} ({low} to {high})")
+            else:
+                texts.append(format(number, style))
         return texts
 
 
@@ -5428,8 +5531,10 @@ def stress_table(stress: StressResults) -> Table:
     formats = [f".{metric.digits}f" for metric in metrics.values()]
     table = Table("Stress test", [metric.title() for metric in metrics.values()])
     for title, of_network in found.items():
-        means = {measurement.metric.key: measurement.mean() for measurement in of_network}
-        table.columns.append(Column(title, [means.get(key) for key in metrics], formats))
+        shown: dict[str, Interval | float] = {}
+        for measurement in of_network:
+            shown[measurement.metric.key] = measurement.interval or measurement.mean()
+        table.columns.append(Column(title, [shown.get(key) for key in metrics], formats))
     return table
 
 
@@ -5484,11 +5589,13 @@ def write_report(results: Results, files: ResultFiles) -> None:
 
 def say_stress(stress: StressResults, margin: float) -> str:
     """What the stress tests' table leaves open."""
-    return (
-        f"{stress.say_corruption(margin)} Corruptions as in CIFAR-10-C, "
-        f"{stress.corruption_source()}; means are over {stress.mean_is_over()}, extra ones apart. "
-        f"{stress.reference()}\n\n{stress.say_masking()}"
-    )
+    about_corruptions = [
+        stress.say_corruption(margin),
+        f"Corruptions as in CIFAR-10-C, {stress.corruption_source()}; means are over "
+        f"{stress.mean_is_over()}, extra ones apart.",
+        stress.reference(),
+    ]
+    return " ".join(filter(None, about_corruptions)) + "\n\n" + stress.say_masking()
 
 
 def latex_values(results: Results) -> str:

@@ -3,15 +3,16 @@
     python benchmarks/tuning.py --data-dir ../shared/data --seeds 2
 
 Takes the options of main.py. Each network gets the same small budget: four settings, of the rate of
-Muon, and of what is the network's own (SE's reduction; the Baseline's other rate). Weights go to
-output/tuning/, so that an interrupted run goes on where it stopped; the test images are not used.
+Muon, and of what is the network's own (SE's reduction; the Baseline's other rate). Weights and the
+table go to tuning/ in the output folder, so that an interrupted run goes on where it stopped, and
+report.tex takes up the table from there. The test images are not used.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,54 +29,94 @@ CANDIDATES: dict[str, list[Change]] = {
 }
 
 
-def candidate_jobs(settings: main.Settings) -> dict[str, list[list[main.TrainingJob]]]:
-    """By network, for each of its candidates a job for each seed."""
-    jobs: dict[str, list[list[main.TrainingJob]]] = {}
-    for network in main.NETWORKS:
-        jobs[network.key] = []
-        for k, change in enumerate(CANDIDATES[network.key]):
-            folder = settings.output() / "tuning" / str(k)
-            of_candidate = []
-            for seed in settings.all_seeds():
-                recipe = dataclasses.replace(settings.recipe, seed=seed, **change)  # type: ignore[arg-type]
-                path = folder / f"{network.key}_seed{seed}.pth"
-                of_candidate.append(main.TrainingJob(network, recipe, path))
-            jobs[network.key].append(of_candidate)
-    return jobs
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One of a network's settings, trained with each seed."""
+
+    network: main.Network
+    change: Change
+    jobs: Sequence[main.TrainingJob]
+
+    def name(self) -> str:
+        settings = ", ".join(
+            f"{setting.replace('_', ' ')} {value:g}" for setting, value in self.change.items()
+        )
+        return f"{self.network.title}: {settings}"
 
 
-def say(change: Change) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in change.items())
+def candidates_of(network: main.Network, settings: main.Settings) -> list[Candidate]:
+    """The network's candidates, in the order of `CANDIDATES`."""
+    candidates = []
+    changes = CANDIDATES.get(network.key, CANDIDATES["baseline"])
+    for k, change in enumerate(changes):
+        folder = settings.output() / "tuning" / str(k)
+        jobs = []
+        for seed in settings.all_seeds():
+            recipe = dataclasses.replace(settings.recipe, seed=seed, **change)  # type: ignore[arg-type]
+            jobs.append(main.TrainingJob(network, recipe, folder / f"{network.key}_seed{seed}.pth"))
+        candidates.append(Candidate(network, change, jobs))
+    return candidates
+
+
+def validation_accuracy(
+    candidates: Sequence[Sequence[Candidate]], data: main.Dataset, hardware: main.Hardware
+) -> dict[Path, float]:
+    """In percent, by the weights' file, of each job, trained where it was not before."""
+    jobs: list[main.TrainingJob] = []
+    for of_networks in zip(*candidates, strict=True):  # in turn: two side by side take as long
+        for of_seed in zip(*(candidate.jobs for candidate in of_networks), strict=True):
+            jobs.extend(of_seed)
+    accuracy = {}
+    for job, trained in zip(jobs, main.train_all(jobs, data, hardware), strict=True):
+        accuracy[job.path] = trained.checkpoint.history[-1].validation_accuracy
+    return accuracy
+
+
+def report(
+    candidates: Sequence[Sequence[Candidate]],
+    accuracy: Mapping[Path, float],
+    settings: main.Settings,
+    images: int,
+) -> None:
+    """Print the table and what follows from it, and write them for report.tex."""
+    by_seed = {}
+    for candidate in (one for of_network in candidates for one in of_network):
+        by_seed[candidate.name()] = [accuracy[job.path] for job in candidate.jobs]
+    table = main.Table("Network and setting", list(by_seed))
+    for k, seed in enumerate(settings.all_seeds()):
+        table.add(f"seed {seed}", [found[k] for found in by_seed.values()], ".2f")
+    table.add("mean", [float(np.mean(found)) for found in by_seed.values()], ".2f")
+
+    best = []
+    for of_network in candidates:
+        best.append(max((by_seed[one.name()] for one in of_network), key=np.mean))
+    sentences = []
+    for network, found in zip(main.NETWORKS[1:], best[1:], strict=True):
+        gains = np.subtract(found, best[0])
+        difference = main.judge(gains[:, None], 100 / images, settings)
+        verdict = main.name_verdict(difference, network, settings.statistics.margin)
+        interval = difference.interval
+        sentences.append(
+            f"Each at its best, on validation images, {verdict}: {interval.value:+.2f} points, "
+            f"{interval.low:+.2f} to {interval.high:+.2f} over {len(gains)} seeds."
+        )
+    print("", main.markdown_table(table), *sentences, sep="\n\n")
+    macros = {"tuningtable": main.latex_table(table)}
+    macros["tuningverdict"] = main.latex_text(" ".join(sentences))
+    lines = [rf"\newcommand{{\{name}}}{{{content}}}" for name, content in macros.items()]
+    main.write_file(settings.output() / "tuning" / "report_values.tex", "\n".join(lines) + "\n")
 
 
 def run(settings: main.Settings) -> None:
+    if settings.seeds < 2:
+        sys.exit("tuning.py: one seed does not tell a setting from luck: pass --seeds 2 or more")
     hardware = main.prepare_machine(settings)
-    data = main.load_data(settings)
-    jobs = candidate_jobs(settings)
-    # Networks in turn, so that two that are trained side by side take as long.
-    in_turn: list[main.TrainingJob] = []
-    for candidates in zip(*jobs.values(), strict=True):
-        for of_seeds in zip(*candidates, strict=True):
-            in_turn.extend(of_seeds)
-    trained = main.train_all(in_turn, data, hardware)
-    accuracy = {}
-    for job, one in zip(in_turn, trained, strict=True):
-        accuracy[job.path] = one.checkpoint.history[-1].validation_accuracy
-
-    print("\n| network | settings | validation accuracy (%) by seed | mean |")
-    print("| --- | --- | --- | ---: |")
-    best: dict[str, list[float]] = {}
-    for network in main.NETWORKS:
-        for change, of_candidate in zip(CANDIDATES[network.key], jobs[network.key], strict=True):
-            by_seed = [accuracy[job.path] for job in of_candidate]
-            shown = ", ".join(f"{value:.2f}" for value in by_seed)
-            print(f"| {network.title} | {say(change)} | {shown} | {np.mean(by_seed):.2f} |")
-            if network.key not in best or np.mean(by_seed) > np.mean(best[network.key]):
-                best[network.key] = by_seed
-    first, *others = main.NETWORKS
-    for network in others:
-        gain = np.mean(best[network.key]) - np.mean(best[first.key])
-        print(f"\n{network.title} minus {first.title}, each at its best: {gain:+.2f} points")
+    with main.one_line_errors(settings, hardware):
+        data = main.load_data(settings)
+        candidates = [candidates_of(network, settings) for network in main.NETWORKS]
+        accuracy = validation_accuracy(candidates, data, hardware)
+        images = len(data.splits[settings.recipe.seed].validation)
+        report(candidates, accuracy, settings, images)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,23 @@ def test_the_report_compiles_clean(tiny_run, tmp_path):
         and "CIFAR-10 for" not in text
     )
     assert "One seed can’t speak for the architecture" in text
+
+
+def test_each_network_at_its_own_best_comes_into_the_paper(tiny_run, tmp_path, capsys):
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import tuning
+
+    folder = shutil.copytree(tiny_run, tmp_path / "run")
+    tuning.run(main.parse_settings(tiny(folder, "--epochs", "1", "--seeds", "2")))
+    trained = sorted((folder / "tuning").rglob("*.pth"))
+    assert len(trained) == 2 * 4 * 2
+    table = capsys.readouterr().out
+    for path in (trained[0], trained[-1]):
+        found = torch.load(path, weights_only=True)["history"][-1]["validation_accuracy"]
+        assert f"{found:.2f}" in table
+    text, log, _ = compile_report(tmp_path, folder)
+    assert_clean(log)
+    assert "SE-Attention: reduction 4" in text and "Each at its best" in text
 
 
 @pytest.mark.parametrize("stages", [2, 4])

@@ -161,7 +161,12 @@ def test_tables_print_numbers_in_their_digits(results):
     assert list(table.index) == list(measured)
     for title, measurement in measured.items():
         digits = measurement.metric.digits
-        assert table.loc[title, "SE-Attention"] == f"{measurement.mean():.{digits}f}"
+        shown = f"{measurement.mean():.{digits}f}"
+        if measurement.interval is not None:
+            low, high = measurement.interval.low, measurement.interval.high
+            shown += f" ({low:.{digits}f} to {high:.{digits}f})"
+            assert low <= measurement.mean() <= high
+        assert table.loc[title, "SE-Attention"] == shown
         in_percent = measurement.metric.unit in ("%", "points")
         assert digits == 2 or not in_percent or "area" in title  # which is small
     # the first network has no change from itself

@@ -343,7 +343,8 @@ def test_attacks_hurt_more_the_farther_they_may_go(stressed):
         assert scores.clean[0] >= scores.robust[0, 0] > scores.robust[0, -1]
         assert (np.diff(scores.robust[0]) <= 0).all()
         assert not scores.is_masked()
-        assert 0.25 < scores.median_epsilon[0] < 8
+        median = scores.median_epsilon
+        assert 0.25 < median.interval.low < median.by_seed[0] < median.interval.high < 8
 
 
 class Scaled(torch.nn.Module):
@@ -439,7 +440,7 @@ def test_scores_of_attacks_are_those_of_their_images():
     assert scores["baseline"].change is None
     assert [interval.value for interval in scores["se_attention"].change] == [12.5, 12.5, 12.5]
     # Of three images two withstand 1 and one 2: half of them 1.5.
-    assert scores["baseline"].median_epsilon.tolist() == pytest.approx([1.5, 3])
+    assert scores["baseline"].median_epsilon.by_seed.tolist() == pytest.approx([1.5, 3])
 
 
 # Calibration
@@ -586,29 +587,37 @@ def test_coverage_on_test_images_is_within_its_interval(stressed):
 def test_corrupted_images_are_counted_by_severity(stressed):
     for one in stressed.values():
         shift = one.doubt.shift
-        for values in dataclasses.astuple(shift):
-            assert values.shape == (1, 5) and np.isfinite(values).all()
-        assert shift.set_coverage[0, 4] < shift.set_coverage[0, 0]
-        assert shift.likelihood_as_trained[0, 4] > shift.likelihood_as_trained[0, 0]
+        for field in dataclasses.fields(shift):
+            for found in getattr(shift, field.name):
+                assert found.interval.low < found.by_seed[0] < found.interval.high
+        first, *_, last = shift.set_coverage
+        assert last.interval.high < first.interval.low
+        first, *_, last = shift.likelihood_as_trained
+        assert last.interval.low > first.interval.high
 
 
 def test_calibration_under_shift_is_that_of_all_corruptions_together():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3, 5, 40, 10, generator=generator)
     labels = torch.arange(40) % 10
-    found = main.study_shift(logits, labels, np.array([2.0, 0.5]), [0.05, 0.2], 15)
+    settings = main.Settings(seeds=2)
+    found = main.study_shift(logits, labels, np.array([2.0, 0.5]), [0.05, 0.2], settings)
     for seed, temperature, least in ((0, 2.0, 0.05), (1, 0.5, 0.2)):
         together = torch.cat([logits[seed, k, 3] for k in range(3)])
         truth = torch.cat([labels] * 3)
         expected = main.calibrate(together / temperature, truth, 15)
-        assert found.error_scaled[seed, 3] == pytest.approx(expected.error)
-        assert found.likelihood_scaled[seed, 3] == pytest.approx(expected.negative_log_likelihood)
+        assert found.error_scaled[3].by_seed[seed] == pytest.approx(expected.error)
+        assert found.likelihood_scaled[3].by_seed[seed] == pytest.approx(
+            expected.negative_log_likelihood
+        )
         chance = together.softmax(1)
         inside = chance[torch.arange(120), truth] >= least
-        assert found.set_coverage[seed, 3] == pytest.approx(100 * inside.double().mean().item())
+        assert found.set_coverage[3].by_seed[seed] == pytest.approx(
+            100 * inside.double().mean().item()
+        )
         sizes = (chance >= least).sum(1).double()
-        assert found.set_size[seed, 3] == pytest.approx(sizes.mean().item())
-    assert main.study_shift(logits[:, :0], labels, np.ones(2), [0.1, 0.1], 15) is None
+        assert found.set_size[3].by_seed[seed] == pytest.approx(sizes.mean().item())
+    assert main.study_shift(logits[:, :0], labels, np.ones(2), [0.1, 0.1], settings) is None
 
 
 def test_norm_is_taken_out():
