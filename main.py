@@ -12,12 +12,14 @@ in output/. It is read from top to bottom, in the order in which data flows:
      6. Training       optimisers, epochs, checkpoints, and who trains what
      7. Evaluation     logits, accuracy by class, confusion
      8. Statistics     intervals, tests, and a verdict by rule
-     9. Explanation    Grad-CAM and failure cases
-    10. Stress tests   corruptions, attacks, calibration, heatmaps, gates
-    11. Results        all that was found, and what each measurement is called
-    12. Figures        results in, a figure out
-    13. Report         JSON, Markdown, LaTeX
-    14. The run        the README's list of steps
+     9. Explanation    Grad-CAM
+    10. Failures       which, what changes from network to network, what they have in common
+    11. Stress tests   corruptions, attacks, calibration, heatmaps, gates
+    12. Results        all that was found, and what each measurement is called
+    13. Figures        results in, a figure out
+    14. Report         JSON, CSV, Markdown, LaTeX
+    15. Own pictures   what the trained networks say of any picture
+    16. The run        the README's list of steps
 
 A third network is a class and a line in NETWORKS; it goes through all of this to the paper.
 """
@@ -49,11 +51,13 @@ import pickle
 import platform
 import re
 import signal
+import struct
 import tarfile
 import tempfile
 import threading
 import time
 import urllib.parse
+import warnings
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -61,7 +65,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Protocol, Self, TypeVar, cast, get_type_hints
 
@@ -84,7 +88,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 from scipy.ndimage import correlate, gaussian_filter
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from sklearn.model_selection import train_test_split
 from statsmodels.stats import api as stats
 from torch import Tensor, nn
@@ -222,6 +226,22 @@ class StatisticsSettings:
 
 
 @dataclass(frozen=True)
+class FailureSettings:
+    """What is told of the networks' mistakes."""
+
+    failure_images: Annotated[int, Between(1, 20)] = 4
+    """images in each row of the failure figure"""
+    suspect_images: Annotated[int, Between(1, 100)] = 16
+    """images in the figure of labels that may be wrong"""
+    sure_levels: Annotated[tuple[float, ...], Between(0, 100)] = (50, 60, 70, 80, 90, 95, 99)
+    """confidences, in percent, from which mistakes are counted"""
+    confused_pairs: Annotated[int, Between(1, 1000)] = 5
+    """pairs of classes whose confusion is reported, the most frequent first"""
+    named_attributes: Annotated[int, Between(1, 100)] = 3
+    """attributes of images that are named as going with mistakes, the strongest first"""
+
+
+@dataclass(frozen=True)
 class StressSettings:
     """How hard the trained networks are tried."""
 
@@ -263,6 +283,8 @@ class Settings:
     """folder that holds, or will hold, CIFAR-10"""
     output_dir: Path | None = None
     """folder for all results; without it output, or output/shapes for shapes"""
+    predict: tuple[Path, ...] = ()
+    """pictures for the trained networks to classify, in place of a run"""
     retrain: bool = False
     """train again even where weights exist"""
     device: Literal["auto", "cuda", "cpu"] = "auto"
@@ -277,11 +299,12 @@ class Settings:
     """images in an evaluation step"""
     gradcam_images: Annotated[int, Between(1, 1000)] = 2
     """test images explained per chosen class"""
-    failure_images: Annotated[int, Between(1, 20)] = 4
-    """images in each row of the failure figure"""
+    familiar_share: Share = 0.99
+    """share of the test images that a picture lies farther out than, to be warned of"""
     recipe: Recipe = field(default_factory=Recipe)
     download: DownloadSettings = field(default_factory=DownloadSettings)
     statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
+    failures: FailureSettings = field(default_factory=FailureSettings)
     stress_tests: StressSettings = field(default_factory=StressSettings)
 
     def output(self) -> Path:
@@ -551,6 +574,8 @@ def allow_only_deterministic_algorithms() -> None:
     # fp32 means fp32, whatever a container has set.
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
+    # Sums of bfloat16 products in float32, as CPUs take them.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     # Deterministic mode would also fill every new tensor with NaN; nothing here reads those.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
@@ -788,6 +813,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 
 COMPARISON_FILE = "results/comparison.json"
+FAMILIAR_FILE = "results/familiar.json"
 
 
 class ResultFiles:
@@ -854,23 +880,26 @@ class Images:
     """Labelled images.
 
     `pixels` uint8 [N, 32, 32, 3] RGB, `labels` int64 [N]; of drawn images also `masks` of the
-    object, bool [N, 32, 32].
+    object, bool [N, 32, 32], and what is `known` of them, float32 [N] by name.
     """
 
     pixels: Tensor
     labels: Tensor
     masks: Tensor | None = None
+    known: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def select(self, index: Tensor) -> Images:
         masks = None if self.masks is None else self.masks[index]
-        return Images(self.pixels[index], self.labels[index], masks)
+        known = {name: values[index] for name, values in self.known.items()}
+        return Images(self.pixels[index], self.labels[index], masks, known)
 
     def to(self, device: torch.device) -> Images:
         masks = None if self.masks is None else self.masks.to(device)
-        return Images(self.pixels.to(device), self.labels.to(device), masks)
+        known = {name: values.to(device) for name, values in self.known.items()}
+        return Images(self.pixels.to(device), self.labels.to(device), masks, known)
 
 
 @dataclass(frozen=True)
@@ -1271,34 +1300,65 @@ def draw_shapes(count: int, seed: int) -> Images:
     """
     rng = np.random.default_rng(seed)
     shapes = list(SHAPES.values())
+    drawn = [draw_shape(shapes[i % len(shapes)], rng) for i in range(count)]
+    return Images(
+        pixels=torch.from_numpy(np.stack([one.pixels for one in drawn])),
+        labels=torch.arange(count) % len(shapes),
+        masks=torch.from_numpy(np.stack([one.mask for one in drawn])),
+        known={
+            "object size": torch.tensor([one.size for one in drawn]),
+            "object contrast": torch.tensor([one.contrast for one in drawn]),
+            "distractors": torch.tensor([one.distractors for one in drawn]),
+        },
+    )
+
+
+@dataclass(frozen=True)
+class DrawnImage:
+    """An image of one shape, and what is known of it."""
+
+    pixels: np.ndarray  # uint8 [32, 32, 3]
+    mask: np.ndarray  # bool [32, 32]
+    size: float  # share of the image that the object covers
+    contrast: float  # mean difference of object and ground over the channels, of 1
+    distractors: float  # mean change of the image by the bars beside the object, of 1
+
+
+def draw_shape(shape: Shape, rng: np.random.Generator) -> DrawnImage:
     small = (IMAGE_SIZE, IMAGE_SIZE)
-    pixels = np.empty((count, *small, 3), np.uint8)
-    masks = np.empty((count, *small), bool)
-    for i in range(count):
-        ground_colour = rng.integers(0, 256, 3)
-        canvas = draw_ground(ground_colour, rng)
-        cover = draw_cover(shapes[i % len(shapes)], rng)
-        alpha = (cover / np.float32(255))[..., None]
-        colour = ((ground_colour + rng.integers(80, 177, 3)) % 256).astype(np.float32)
-        canvas = canvas * (1 - alpha) + colour * alpha
-        image = cv2.resize(canvas, small, interpolation=cv2.INTER_AREA)
-        pixels[i] = (image + rng.normal(0, 6, image.shape)).clip(0, 255)
-        masks[i] = cv2.resize(cover, small, interpolation=cv2.INTER_AREA) > 127
-    labels = torch.arange(count) % len(shapes)
-    return Images(torch.from_numpy(pixels), labels, torch.from_numpy(masks))
+    ground_colour = rng.integers(0, 256, 3)
+    clouds = draw_clouds_of_colour(ground_colour, rng)
+    canvas = clouds.copy()
+    draw_bars(canvas, rng)
+    cover = draw_cover(shape, rng)
+    alpha = (cover / np.float32(255))[..., None]
+    colour = ((ground_colour + rng.integers(80, 177, 3)) % 256).astype(np.float32)
+    bars = np.abs(canvas - clouds) * (1 - alpha)
+    canvas = canvas * (1 - alpha) + colour * alpha
+    image = cv2.resize(canvas, small, interpolation=cv2.INTER_AREA)
+    return DrawnImage(
+        pixels=(image + rng.normal(0, 6, image.shape)).clip(0, 255).astype(np.uint8),
+        mask=cv2.resize(cover, small, interpolation=cv2.INTER_AREA) > 127,
+        size=float(alpha.mean()),
+        contrast=float(np.abs(colour - ground_colour).mean()) / 255,
+        distractors=float(bars.mean()) / 255,
+    )
 
 
-def draw_ground(colour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Clouds around `colour` [3] and four bars of any colour: float32 [128, 128, 3]."""
+def draw_clouds_of_colour(colour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Clouds around `colour` [3]: float32 [128, 128, 3]."""
     coarse = (colour + rng.normal(0, 24, (6, 6, 3))).clip(0, 255).astype(np.float32)
-    canvas = cv2.resize(coarse, (CANVAS_SIZE, CANVAS_SIZE), interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(coarse, (CANVAS_SIZE, CANVAS_SIZE), interpolation=cv2.INTER_CUBIC)
+
+
+def draw_bars(canvas: np.ndarray, rng: np.random.Generator) -> None:
+    """Four bars of any colour, onto a canvas float32 [128, 128, 3]."""
     starts = rng.integers(0, CANVAS_SIZE, (4, 2))
     towards = rng.integers(0, CANVAS_SIZE, (4, 2))
     for start, toward, width in zip(starts, towards, (2, 3, 5, 7), strict=True):
         end = start + (toward - start) // 3
         bar_colour = rng.integers(0, 256, 3).tolist()
         cv2.line(canvas, start.tolist(), end.tolist(), bar_colour, width, cv2.LINE_AA)
-    return canvas
 
 
 def draw_cover(shape: Shape, rng: np.random.Generator) -> np.ndarray:
@@ -1909,7 +1969,7 @@ def show_steps(batches: Sequence[Tensor], title: str, hardware: Hardware) -> tqd
 
 def validate(training: Training, hardware: Hardware) -> tuple[float, float]:
     """Loss, and accuracy in percent, on the validation images."""
-    logits = predict(training.model, training.validation.pixels, hardware)
+    logits = logits_of(training.model, training.validation.pixels, hardware)
     labels = training.validation.labels
     loss = training.smoothed_loss(logits, labels).item()
     correct = logits.argmax(1) == labels
@@ -2169,6 +2229,17 @@ def prepare_files(
     return next(iter(found), hardware.precision)
 
 
+def agree_on_precision(
+    jobs: Sequence[TrainingJob], settings: Settings, hardware: Hardware, classes: int
+) -> Hardware:
+    """The hardware with the arithmetic that rank 0 finds in the files, for all ranks."""
+    precision = hardware.precision
+    if hardware.ranks.rank == 0:
+        precision = prepare_files(jobs, settings, hardware, classes)
+    agreed = hardware.ranks.share("precision", precision)
+    return dataclasses.replace(hardware, precision=cast(Precision, agreed))
+
+
 def train_all(
     jobs: Sequence[TrainingJob], data: Dataset, hardware: Hardware
 ) -> list[TrainedNetwork]:
@@ -2203,26 +2274,46 @@ def train_if_free(job: TrainingJob, data: Dataset, hardware: Hardware, patience:
 # ---- 7. Evaluation -----------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def predict(model: Classifier, pixels: Tensor, hardware: Hardware) -> Tensor:
-    """Logits float32 [N, classes] on the CPU, of images uint8 [N, 32, 32, 3].
+@dataclass(frozen=True)
+class Outputs:
+    """What a network gives for N images, on the CPU."""
 
-    Also of images under attack, float32 [N, 3, 32, 32] in [0, 1].
-    """
+    features: Tensor  # float32 [N, C]: the last stage's channels, averaged over the image
+    logits: Tensor  # float32 [N, classes]
+
+
+@torch.no_grad()
+def outputs_of(model: Classifier, pixels: Tensor, hardware: Hardware) -> Outputs:
+    """Of images uint8 [N, 32, 32, 3]; also of those under attack, float32 [N, 3, 32, 32]."""
     model.eval()
-    parts = []
+    features = []
+    logits = []
     for part in pixels.split(hardware.eval_batch):
         hardware.go_on()
         with hardware.autocast():
-            logits = model(to_input(part.to(hardware.device)))
-        parts.append(logits.float())
-    return torch.cat(parts).cpu()
+            activations = model.features(to_input(part.to(hardware.device)))
+            logits.append(model.classify(activations).float())
+        features.append(mean_over_pixels(activations.float()))
+    return Outputs(torch.cat(features).cpu(), torch.cat(logits).cpu())
+
+
+def logits_of(model: Classifier, pixels: Tensor, hardware: Hardware) -> Tensor:
+    """float32 [N, classes]; see `outputs_of`."""
+    return outputs_of(model, pixels, hardware).logits
 
 
 def accuracy_of(model: Classifier, images: Images, hardware: Hardware) -> float:
     """In percent."""
-    correct = predict(model, images.pixels, hardware).argmax(1) == images.labels
+    correct = logits_of(model, images.pixels, hardware).argmax(1) == images.labels
     return 100 * float(correct.double().mean())
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a network gives for its seed's validation images, and their labels int64 [N]."""
+
+    outputs: Outputs
+    labels: Tensor
 
 
 @dataclass(frozen=True)
@@ -2230,6 +2321,7 @@ class Evaluation:
     """What one trained network does on the test images; accuracies in percent."""
 
     trained: TrainedNetwork
+    features: Tensor  # float32 [N, C], as of `Outputs`
     logits: Tensor  # float32 [N, classes]
     predicted: Tensor  # int64 [N]
     confidence: Tensor  # float32 [N], probability of the predicted class
@@ -2237,19 +2329,30 @@ class Evaluation:
     accuracy: float
     class_accuracy: np.ndarray  # float64 [classes]
     confusion: np.ndarray  # int64 [classes, classes]: true class by predicted class
+    held_out: HeldOut
+
+    @cached_property
+    def temperature(self) -> float:
+        """What the logits are to be divided by; fitted on the validation images."""
+        return fit_temperature(self.held_out.outputs.logits, self.held_out.labels)
+
+    def scaled_logits(self) -> Tensor:
+        return self.logits / self.temperature
 
 
 Runs = Sequence[Evaluation]  # of one network, by seed
 
 
 def evaluate_all(
-    trained: Sequence[TrainedNetwork], test: Images, classes: int, hardware: Hardware
+    trained: Sequence[TrainedNetwork], data: Dataset, hardware: Hardware
 ) -> dict[str, list[Evaluation]]:
     """Each network's evaluations by seed, under the network's key."""
 
     def evaluate_one(one: TrainedNetwork) -> Evaluation:
-        logits = predict(one.model, test.pixels, hardware)
-        return evaluate(one, logits, test.labels, classes)
+        outputs = outputs_of(one.model, data.test.pixels, hardware)
+        validation = data.train.select(data.splits[one.seed].validation)
+        held_out = outputs_of(one.model, validation.pixels, hardware)
+        return evaluate(one, outputs, data.test.labels, HeldOut(held_out, validation.labels))
 
     evaluations: dict[str, list[Evaluation]] = {}
     for evaluation in side_by_side(evaluate_one, trained, hardware):
@@ -2257,15 +2360,19 @@ def evaluate_all(
     return evaluations
 
 
-def evaluate(trained: TrainedNetwork, logits: Tensor, labels: Tensor, classes: int) -> Evaluation:
-    """`logits` float32 [N, classes] held against `labels` int64 [N]."""
+def evaluate(
+    trained: TrainedNetwork, outputs: Outputs, labels: Tensor, held_out: HeldOut
+) -> Evaluation:
+    """The outputs for the test images held against their `labels` int64 [N]."""
+    logits = outputs.logits
     confidence, predicted = logits.softmax(1).max(1)
-    confusion = confusion_matrix(labels, predicted, labels=range(classes))
+    confusion = confusion_matrix(labels, predicted, labels=range(logits.shape[1]))
     images_by_class = confusion.sum(1)
     class_accuracy = 100 * confusion.diagonal() / images_by_class.clip(1)
     accuracy = 100 * confusion.trace() / confusion.sum()
     return Evaluation(
         trained=trained,
+        features=outputs.features,
         logits=logits,
         predicted=predicted,
         confidence=confidence,
@@ -2273,7 +2380,18 @@ def evaluate(trained: TrainedNetwork, logits: Tensor, labels: Tensor, classes: i
         accuracy=round(float(accuracy), 4),
         class_accuracy=class_accuracy.round(4),
         confusion=confusion,
+        held_out=held_out,
     )
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """What logits [N, classes] are to be divided by (Guo et al., ICML 2017, section 4.2)."""
+    logits = logits.double()
+
+    def loss(log_temperature: float) -> float:
+        return float(F.cross_entropy(logits / math.exp(log_temperature), labels))
+
+    return math.exp(scipy.optimize.minimize_scalar(loss, bounds=(-3, 3)).x)
 
 
 # ---- 8. Statistics -----------------------------------------------------------------------------
@@ -2398,21 +2516,25 @@ def accuracy_intervals(runs: Runs, settings: StatisticsSettings) -> AccuracyInte
     first = runs[0]
     images = np.array([first.confusion.sum(), *first.confusion.sum(1)])  # [1 + classes]
     correct = np.array([[run.confusion.trace(), *run.confusion.diagonal()] for run in runs])
-    shares = 100 * correct / images.clip(1)  # [seeds, 1 + classes]
     intervals = []
-    for k, of_seeds in enumerate(shares.T):
-        mean = float(shares.mean(0)[k])
-        if len(runs) == 1:
-            low, high = stats.proportion_confint(
-                correct[0, k], images[k], alpha=settings.level, method="wilson"
-            )
-            intervals.append(Interval(mean, 100 * float(low), 100 * float(high)))
-        else:
-            interval = t_test(of_seeds, 100 / images[k]).interval(1 - settings.level)
-            low, high = np.clip([interval.low, interval.high], 0, 100).tolist()
-            intervals.append(Interval(mean, low, high))
+    for k, of_group in enumerate(images.tolist()):
+        intervals.append(share_interval(correct[:, k], of_group, settings))
     overall, *by_class = intervals
     return AccuracyIntervals(overall, tuple(by_class))
+
+
+def share_interval(counts: np.ndarray, images: int, settings: StatisticsSettings) -> Interval:
+    """The share of `images` in percent that `counts` [seeds] are, as a mean over seeds."""
+    shares = 100 * counts / max(1, images)
+    mean = float(shares.mean())
+    if len(shares) == 1:
+        low, high = stats.proportion_confint(
+            counts[0], images, alpha=settings.level, method="wilson"
+        )
+        return Interval(mean, 100 * float(low), 100 * float(high))
+    interval = t_test(shares, 100 / images).interval(1 - settings.level)
+    low, high = np.clip([interval.low, interval.high], 0, 100).tolist()
+    return Interval(mean, low, high)
 
 
 @dataclass(frozen=True)
@@ -2825,36 +2947,17 @@ class ExplainedImage:
     answers: tuple[Answer, ...]
 
 
-@dataclass(frozen=True)
-class FailureGroup:
-    """A network's most confident mistakes; of all, or of those that it alone makes."""
+def explain(
+    evaluations: Mapping[str, Runs], data: Dataset, settings: Settings
+) -> tuple[ExplainedImage, ...]:
+    """Images that were chosen before any result was known, with the first seed's networks.
 
-    network: Network
-    alone: bool
-    images: tuple[ExplainedImage, ...]
-
-    def title(self) -> str:
-        if self.alone:
-            return f"Only {self.network.title} is wrong"
-        return f"{self.network.title}: most confident mistakes"
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Images that were chosen before any result was known, and failures; of the first seed."""
-
-    chosen: tuple[ExplainedImage, ...]
-    failures: tuple[FailureGroup, ...]
-
-
-def explain(evaluations: Mapping[str, Runs], data: Dataset, settings: Settings) -> Explanation:
-    """Grad-CAM of each network for the class that it predicts."""
+    Each with Grad-CAM for the class that is predicted.
+    """
     first_seed = [runs[0] for runs in evaluations.values()]
     labels = [data.classes.index(name) for name in data.explained]
     index = first_of_class(data.test.labels, labels, settings.gradcam_images)
-    chosen = explain_images(index, first_seed, data.test)
-    failures = find_failures(first_seed, data.test, settings.failure_images)
-    return Explanation(chosen, failures)
+    return explain_images(index, first_seed, data.test)
 
 
 def first_of_class(labels: Tensor, classes: Sequence[int], count: int) -> Tensor:
@@ -2888,35 +2991,625 @@ def explain_images(
     return tuple(explained)
 
 
-def find_failures(
-    evaluations: Sequence[Evaluation], test: Images, count: int
-) -> tuple[FailureGroup, ...]:
-    """At most `count` images a group, most confident first.
+# ---- 10. Failures ------------------------------------------------------------------------------
 
-    First each network's mistakes, with its own answer; then what it alone gets wrong, with the
-    others' answers beside it.
+# From one network to another
+
+
+class Transition(enum.StrEnum):
+    """What becomes of a test image from the first network to another."""
+
+    RIGHT = "right in both"
+    CORRECTED = "corrected"
+    BROKEN = "broken"
+    SAME_CLASS = "wrong in both, same class"
+    OTHER_CLASS = "wrong in both, other class"
+
+
+def transitions(first: Evaluation, other: Evaluation) -> dict[Transition, np.ndarray]:
+    """Which test images each holds for: bool [N]."""
+    both_wrong = ~first.correct & ~other.correct
+    same_class = (first.predicted == other.predicted).numpy()
+    return {
+        Transition.RIGHT: first.correct & other.correct,
+        Transition.CORRECTED: ~first.correct & other.correct,
+        Transition.BROKEN: first.correct & ~other.correct,
+        Transition.SAME_CLASS: both_wrong & same_class,
+        Transition.OTHER_CLASS: both_wrong & ~same_class,
+    }
+
+
+@dataclass(frozen=True)
+class TransitionCounts:
+    """How many test images go which way from the first network to this one."""
+
+    network: Network
+    counts: dict[Transition, np.ndarray]  # int64 [seeds]
+
+
+def count_transitions(network: Network, runs: Runs, first_runs: Runs) -> TransitionCounts:
+    """Each seed's networks are a pair."""
+    counts: dict[Transition, list[int]] = {way: [] for way in Transition}
+    for first, other in zip(first_runs, runs, strict=True):
+        for way, images in transitions(first, other).items():
+            counts[way].append(int(images.sum()))
+    return TransitionCounts(network, {way: np.array(found) for way, found in counts.items()})
+
+
+@dataclass(frozen=True)
+class SureMistakes:
+    """How many mistakes a network makes with at least so much confidence: int64 [seeds, levels]."""
+
+    network: Network
+    levels: tuple[float, ...]  # of confidence, in percent
+    as_trained: np.ndarray
+    scaled: np.ndarray  # by the temperature
+    # At each level p of no change from the first network; Holm-corrected over the levels
+    p_as_trained: tuple[float, ...]
+    p_scaled: tuple[float, ...]
+
+
+def count_sure_mistakes(
+    network: Network, runs: Runs, first_runs: Runs, settings: Settings
+) -> SureMistakes:
+    """With the same tests as accuracy has."""
+    levels = settings.failures.sure_levels
+    as_trained = np.stack([sure_mistakes(run.logits, run.correct, levels) for run in runs])
+    scaled = np.stack([sure_mistakes(run.scaled_logits(), run.correct, levels) for run in runs])
+    first = np.stack([sure_mistakes(run.logits, run.correct, levels) for run in first_runs])
+    first_scaled = np.stack([
+        sure_mistakes(run.scaled_logits(), run.correct, levels) for run in first_runs
+    ])
+    return SureMistakes(
+        network=network,
+        levels=tuple(levels),
+        as_trained=as_trained.sum(2),
+        scaled=scaled.sum(2),
+        p_as_trained=p_of_changes(as_trained, first, settings),
+        p_scaled=p_of_changes(scaled, first_scaled, settings),
+    )
+
+
+def sure_mistakes(logits: Tensor, correct: np.ndarray, levels: Sequence[float]) -> np.ndarray:
+    """At each level, which images are mistaken with at least so much confidence: bool [L, N]."""
+    confidence = 100 * logits.softmax(1).amax(1).numpy()
+    return np.stack([(confidence >= level) & ~correct for level in levels])
+
+
+def p_of_changes(mistakes: np.ndarray, first: np.ndarray, settings: Settings) -> tuple[float, ...]:
+    """Of bool [seeds, levels, images], two networks'; corrected over the levels."""
+    change = mistakes.astype(int) - first.astype(int)
+    ps = []
+    for k in range(change.shape[1]):
+        ps.append(compare_group(change[:, k], settings).difference.p)
+    return tuple(holm(ps, settings.statistics.level))
+
+
+# What failures have in common
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """Something that is measured of each test image: float64 [N]."""
+
+    name: str
+    values: np.ndarray
+
+
+def image_attributes(images: Images) -> list[Attribute]:
+    """What can be measured on the pixels, and what is known of drawn images."""
+    rgb = images.pixels.double().numpy()
+    luma = rgb @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+    edges = []
+    for one in luma:
+        edges.append(cv2.Laplacian(one, cv2.CV_64F).var())
+    attributes = [
+        Attribute("brightness", luma.mean((1, 2))),
+        Attribute("contrast", luma.std((1, 2))),
+        Attribute("colourfulness", colourfulness(rgb)),
+        Attribute("sharpness", np.array(edges)),
+    ]
+    for name, values in images.known.items():
+        attributes.append(Attribute(name, values.double().numpy()))
+    return attributes
+
+
+def colourfulness(rgb: np.ndarray) -> np.ndarray:
+    """Of images [N, H, W, 3], by spread and strength of opponent colours: float64 [N].
+
+    Hasler & Süsstrunk (Human Vision and Electronic Imaging 2003), equation for M(3).
     """
+    red, green, blue = np.moveaxis(rgb, 3, 0)
+    red_green = red - green
+    yellow_blue = (red + green) / 2 - blue
+    spread = np.hypot(red_green.std((1, 2)), yellow_blue.std((1, 2)))
+    strength = np.hypot(red_green.mean((1, 2)), yellow_blue.mean((1, 2)))
+    return spread + 0.3 * strength
+
+
+def class_means(held_out: HeldOut) -> Tensor:
+    """The mean features of each class's validation images: float32 [classes, C]."""
+    features = held_out.outputs.features
+    means = []
+    for label in range(held_out.outputs.logits.shape[1]):
+        means.append(features[held_out.labels == label].mean(0))
+    return torch.stack(means).nan_to_num()  # a class may have no validation image
+
+
+def distance_from_class(runs: Runs, labels: Tensor) -> Attribute:
+    """How far images lie from their class's mean in the network's features; mean over seeds."""
+    distances = []
+    for run in runs:
+        means = class_means(run.held_out)[labels]
+        distances.append((run.features - means).norm(dim=1).double())
+    return Attribute("distance from the class mean", torch.stack(distances).mean(0).numpy())
+
+
+@dataclass(frozen=True)
+class Association:
+    """A network's error by fifths of an attribute, from its least values to its greatest."""
+
+    network: Network
+    attribute: str
+    middle: np.ndarray  # float64 [5]: the attribute's median in each
+    error: tuple[Interval, ...]  # percent
+    correlation: Interval  # Spearman's, of the attribute and the share of seeds that are wrong
+    p: float  # of no correlation
+
+
+def associate(
+    network: Network, attribute: Attribute, runs: Runs, settings: StatisticsSettings
+) -> Association:
+    """One network, one attribute."""
+    wrong = np.stack([~run.correct for run in runs])  # [seeds, images]
+    fifths = np.array_split(np.argsort(attribute.values, kind="stable"), 5)
+    correlation, p = rank_correlate(attribute.values, wrong.mean(0), settings.level)
+    return Association(
+        network=network,
+        attribute=attribute.name,
+        middle=np.array([np.median(attribute.values[fifth]) for fifth in fifths]),
+        error=tuple(
+            share_interval(wrong[:, fifth].sum(1), len(fifth), settings) for fifth in fifths
+        ),
+        correlation=correlation,
+        p=p,
+    )
+
+
+def rank_correlate(values: np.ndarray, others: np.ndarray, level: float) -> tuple[Interval, float]:
+    """Spearman's rank correlation, its interval, and p if there were none.
+
+    The interval is Fisher's, with Bonett and Wright's variance (Psychometrika 2000).
+    """
+    if np.ptp(values) == 0 or np.ptp(others) == 0:
+        return Interval(0.0, 0.0, 0.0), 1.0
+    found = scipy.stats.spearmanr(values, others)
+    r = float(found.statistic)
+    half = scipy.stats.norm.ppf(1 - level / 2) * math.sqrt((1 + r**2 / 2) / max(1, len(values) - 3))
+    centre = math.atanh(np.clip(r, -1 + 1e-9, 1 - 1e-9))
+    interval = Interval(r, math.tanh(centre - half), math.tanh(centre + half))
+    return interval, float(found.pvalue)
+
+
+def common_to_all(associations: Sequence[Association], level: float) -> list[list[Association]]:
+    """By attribute the associations of all networks, where all fail with it; strongest first.
+
+    An attribute's p is the largest of the networks'; Holm's method corrects it over attributes.
+    """
+    by_attribute: dict[str, list[Association]] = {}
+    for association in associations:
+        by_attribute.setdefault(association.attribute, []).append(association)
+    groups = list(by_attribute.values())
+    corrected = holm([max(one.p for one in group) for group in groups], level)
+    found = []
+    for group, p in zip(groups, corrected, strict=True):
+        signs = {np.sign(one.correlation.value) for one in group}
+        if p < level and len(signs) == 1:
+            found.append(group)
+    return sorted(found, key=weakest_correlation, reverse=True)
+
+
+def weakest_correlation(group: Sequence[Association]) -> float:
+    return min(abs(one.correlation.value) for one in group)
+
+
+# Labels that may be wrong
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A test image which all networks take for another class than its label."""
+
+    index: int  # in the test set
+    pixels: np.ndarray  # uint8 [32, 32, 3]
+    label: int
+    called: int
+    probability: float  # of that class; mean over networks and seeds, temperature scaled
+
+
+def find_suspects(evaluations: Mapping[str, Runs], test: Images) -> list[Suspect]:
+    """The likeliest first.
+
+    By confident learning (Northcutt, Jiang & Chuang, JAIR 2021): a class counts where it is as
+    probable as it is, on average, on the images that are labelled so. All networks of all seeds
+    have to agree on it, which makes the list shorter and surer.
+    """
+    all_runs = [run for runs in evaluations.values() for run in runs]
+    chances = torch.stack([run.scaled_logits().softmax(1) for run in all_runs]).mean(0)
+    called = chances.argmax(1)
+    suspected = called != test.labels
+    for run in all_runs:
+        suspected &= run.predicted == called
+    for label in range(chances.shape[1]):
+        labelled_so = chances[test.labels == label, label]
+        usual = labelled_so.mean() if len(labelled_so) > 0 else 1.0
+        suspected &= (called != label) | (chances[:, label] >= usual)
+    probability = chances.amax(1)
+    index = suspected.nonzero()[:, 0]
+    suspects = []
+    for i in index[probability[index].argsort(descending=True, stable=True)].tolist():
+        suspects.append(
+            Suspect(
+                index=i,
+                pixels=test.pixels[i].numpy(),
+                label=int(test.labels[i]),
+                called=int(called[i]),
+                probability=float(probability[i]),
+            )
+        )
+    return suspects
+
+
+@dataclass(frozen=True)
+class LabelSuspects:
+    """Test images whose label may be wrong, and what is found without them."""
+
+    suspects: tuple[Suspect, ...]
+    accuracy: dict[str, Interval]  # percent, by network
+    differences: dict[str, Difference]  # from the first network, by the other's key
+
+
+def study_labels(
+    evaluations: Mapping[str, Runs], test: Images, settings: Settings
+) -> LabelSuspects:
+    """Accuracy and verdict on the images whose labels are not suspected."""
+    suspects = find_suspects(evaluations, test)
+    kept = np.ones(len(test), bool)
+    kept[[suspect.index for suspect in suspects]] = False
+    first_key = NETWORKS[0].key
+    correct = {}
+    for key, runs in evaluations.items():
+        correct[key] = np.stack([run.correct[kept] for run in runs]).astype(int)
+    images = int(kept.sum())
+    accuracy = {}
+    differences = {}
+    for key, of_network in correct.items():
+        accuracy[key] = share_interval(of_network.sum(1), images, settings.statistics)
+        if key != first_key:
+            change = of_network - correct[first_key]
+            differences[key] = compare_group(change, settings).difference
+    return LabelSuspects(tuple(suspects), accuracy, differences)
+
+
+# By class
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Precision, recall and F1 in percent: float64 [seeds, classes]."""
+
+    network: Network
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+
+
+def score_classes(network: Network, runs: Runs, labels: Tensor, classes: int) -> ClassScores:
+    """By scikit-learn; 0 where a class is never predicted."""
+    by_seed = []
+    for run in runs:
+        precision, recall, f1, _ = precision_recall_fscore_support(
+            labels, run.predicted, labels=range(classes), zero_division=0
+        )
+        by_seed.append((100 * precision, 100 * recall, 100 * f1))
+    return ClassScores(network, *np.moveaxis(np.array(by_seed), 1, 0))
+
+
+@dataclass(frozen=True)
+class ConfusedPair:
+    """Two classes that are taken for each other: percent of the images of both."""
+
+    first_class: int
+    second_class: int
+    error: dict[str, float]  # mean over seeds, by network
+    change: dict[str, Interval]  # from the first network, by the other's key
+
+
+def find_confused_pairs(
+    evaluations: Mapping[str, Runs], labels: Tensor, settings: Settings
+) -> tuple[ConfusedPair, ...]:
+    """Those that the first network confuses most."""
+    first_key = NETWORKS[0].key
+    confusion = np.sum([run.confusion for run in evaluations[first_key]], axis=0)
+    both_ways = np.triu(confusion + confusion.T, k=1)
+    order = np.argsort(-both_ways, axis=None, kind="stable")
+    pairs = []
+    for place in order[: settings.failures.confused_pairs].tolist():
+        a, b = divmod(place, len(both_ways))
+        if both_ways[a, b] == 0:
+            break
+        of_pair = (labels == a) | (labels == b)
+        confused = {}  # [seeds, images]
+        for key, runs in evaluations.items():
+            taken_for = []
+            for run in runs:
+                wrong = torch.from_numpy(~run.correct)
+                between = (run.predicted == a) | (run.predicted == b)
+                taken_for.append((wrong & between)[of_pair].numpy())
+            confused[key] = 100.0 * np.stack(taken_for)
+        change = {}
+        for key in list(evaluations)[1:]:
+            gains = confused[key] - confused[first_key]
+            change[key] = judge(gains, 100 / gains.shape[1], settings).interval
+        error = {key: float(found.mean()) for key, found in confused.items()}
+        pairs.append(ConfusedPair(a, b, error, change))
+    return tuple(pairs)
+
+
+# The images themselves
+
+
+@dataclass(frozen=True)
+class FailureGroup:
+    """A network's most confident mistakes; of all, or of those that it alone makes."""
+
+    network: Network
+    alone: bool
+    images: tuple[ExplainedImage, ...]
+
+    def title(self) -> str:
+        if self.alone:
+            return f"Only {self.network.title} is wrong"
+        return f"{self.network.title}: most confident mistakes"
+
+
+def group_failures(
+    evaluations: Sequence[Evaluation], test: Images, suspected: Sequence[int], count: int
+) -> tuple[FailureGroup, ...]:
+    """At most `count` images a group, most confident first, with all networks' answers.
+
+    No two of a group have the same true and the same predicted class, so that one confusion does
+    not fill it. Images whose labels are suspected are left out. First each network's mistakes, then
+    what it alone gets wrong.
+    """
+    trusted = np.ones(len(test), bool)
+    trusted[list(suspected)] = False
     groups = []
-    for evaluation in evaluations:
-        index = most_confident(~evaluation.correct, evaluation.confidence, count)
-        images = explain_images(index, [evaluation], test)
-        groups.append(FailureGroup(evaluation.trained.network, False, images))
-    for evaluation in evaluations:
-        others = [other for other in evaluations if other is not evaluation]
-        others_correct = np.all([other.correct for other in others], axis=0)
-        index = most_confident(~evaluation.correct & others_correct, evaluation.confidence, count)
-        images = explain_images(index, [evaluation, *others], test)
-        groups.append(FailureGroup(evaluation.trained.network, True, images))
+    for alone in (False, True):
+        for evaluation in evaluations:
+            among = ~evaluation.correct & trusted
+            if alone:
+                for other in evaluations:
+                    if other is not evaluation:
+                        among &= other.correct
+            index = most_confident(among, evaluation, test.labels, count)
+            images = explain_images(index, evaluations, test)
+            groups.append(FailureGroup(evaluation.trained.network, alone, images))
     return tuple(groups)
 
 
-def most_confident(among: np.ndarray, confidence: Tensor, count: int) -> Tensor:
-    """Indices of at most `count` images of those `among` bool [N], most confident first."""
-    order = confidence.argsort(descending=True, stable=True)
-    return order[torch.from_numpy(among)[order]][:count]
+def most_confident(among: np.ndarray, evaluation: Evaluation, labels: Tensor, count: int) -> Tensor:
+    """Indices of at most `count` images of those `among` bool [N], most confident first.
+
+    Of each pair of true and predicted class one.
+    """
+    order = evaluation.confidence.argsort(descending=True, stable=True)
+    seen = set()
+    index: list[int] = []
+    for i in order[torch.from_numpy(among)[order]].tolist():
+        kind = (int(labels[i]), int(evaluation.predicted[i]))
+        if kind not in seen and len(index) < count:
+            seen.add(kind)
+            index.append(i)
+    return torch.tensor(index, dtype=torch.int64)
 
 
-# ---- 10. Stress tests --------------------------------------------------------------------------
+def prediction_rows(
+    evaluations: Mapping[str, Runs], test: Images, classes: Sequence[str]
+) -> pd.DataFrame:
+    """A row for each test image and seed: what each network says of it."""
+    names = np.array(classes)
+    frames = []
+    for k, first in enumerate(evaluations[NETWORKS[0].key]):
+        columns: dict[str, Any] = {
+            "seed": first.trained.seed,
+            "index": np.arange(len(test)),
+            "true_class": names[test.labels],
+        }
+        for key, runs in evaluations.items():
+            run = runs[k]
+            chance = run.logits.softmax(1)
+            columns[f"{key}_predicted"] = names[run.predicted]
+            columns[f"{key}_confidence"] = run.confidence.numpy()
+            columns[f"{key}_true_class_probability"] = label_logits(chance, test.labels).numpy()
+            columns[f"{key}_correct"] = run.correct
+        frames.append(pd.DataFrame(columns))
+    return pd.concat(frames, ignore_index=True)
+
+
+def failure_rows(
+    predictions: pd.DataFrame, evaluations: Mapping[str, Runs], suspected: Sequence[int]
+) -> pd.DataFrame:
+    """The rows of `predictions` that any network gets wrong, most confident first.
+
+    With what becomes of each from the first network to the others.
+    """
+    rows = predictions.copy()
+    first_runs = evaluations[NETWORKS[0].key]
+    surest = np.zeros(len(rows))
+    for key, runs in evaluations.items():
+        wrong = ~rows[f"{key}_correct"].to_numpy()
+        surest = np.maximum(surest, wrong * rows[f"{key}_confidence"].to_numpy())
+        if runs is not first_runs:
+            ways = []
+            for first, other in zip(first_runs, runs, strict=True):
+                found = transitions(first, other)
+                ways.append(np.select(list(found.values()), [str(way) for way in found], ""))
+            rows[f"{key}_transition"] = np.concatenate(ways)
+    rows["label_is_suspect"] = rows["index"].isin(suspected)
+    order = np.argsort(-surest, kind="stable")
+    return rows.iloc[order[surest[order] > 0]]
+
+
+# All of it
+
+
+@dataclass(frozen=True)
+class Failures:
+    """The dossier: what the networks get wrong, and what is in it."""
+
+    groups: tuple[FailureGroup, ...]  # of the first seed
+    transitions: tuple[TransitionCounts, ...]
+    mistakes: tuple[SureMistakes, ...]
+    associations: tuple[Association, ...]
+    common: tuple[tuple[Association, ...], ...]  # by attribute; see `common_to_all`
+    labels: LabelSuspects
+    scores: tuple[ClassScores, ...]
+    pairs: tuple[ConfusedPair, ...]
+    predictions: pd.DataFrame
+    rows: pd.DataFrame  # of `failure_rows`
+
+
+def study_failures(evaluations: Mapping[str, Runs], data: Dataset, settings: Settings) -> Failures:
+    """What the networks of all seeds get wrong."""
+    test = data.test
+    first_runs = evaluations[NETWORKS[0].key]
+    labels = study_labels(evaluations, test, settings)
+    suspected = [suspect.index for suspect in labels.suspects]
+    attributes = image_attributes(test)
+    transition_counts = []
+    mistakes = []
+    associations = []
+    scores = []
+    for network in NETWORKS:
+        runs = evaluations[network.key]
+        if runs is not first_runs:
+            transition_counts.append(count_transitions(network, runs, first_runs))
+        mistakes.append(count_sure_mistakes(network, runs, first_runs, settings))
+        for attribute in [*attributes, distance_from_class(runs, test.labels)]:
+            associations.append(associate(network, attribute, runs, settings.statistics))
+        scores.append(score_classes(network, runs, test.labels, len(data.classes)))
+    common = common_to_all(associations, settings.statistics.level)
+    first_seed = [runs[0] for runs in evaluations.values()]
+    predictions = prediction_rows(evaluations, test, data.classes)
+    return Failures(
+        groups=group_failures(first_seed, test, suspected, settings.failures.failure_images),
+        transitions=tuple(transition_counts),
+        mistakes=tuple(mistakes),
+        associations=tuple(associations),
+        common=tuple(tuple(group) for group in common[: settings.failures.named_attributes]),
+        labels=labels,
+        scores=tuple(scores),
+        pairs=find_confused_pairs(evaluations, test.labels, settings),
+        predictions=predictions,
+        rows=failure_rows(predictions, evaluations, suspected),
+    )
+
+
+# In words
+
+
+def say_transitions(counts: TransitionCounts) -> str:
+    """What one network makes of the other's mistakes."""
+    mean = {way: float(found.mean()) for way, found in counts.counts.items()}
+    stay = mean[Transition.SAME_CLASS] + mean[Transition.OTHER_CLASS]
+    first_errors = stay + mean[Transition.CORRECTED]
+    return (
+        f"Of {NETWORKS[0].title}'s {first_errors:,.10g} mistakes, {counts.network.title} corrects "
+        f"{mean[Transition.CORRECTED]:,.10g} and makes {mean[Transition.BROKEN]:,.10g} new ones; "
+        f"{stay:,.10g} stay, {mean[Transition.SAME_CLASS]:,.10g} of them with the same class."
+    )
+
+
+def say_sureness(mistakes: Sequence[SureMistakes], level: float) -> list[str]:
+    """Where a network makes fewer mistakes of high confidence without being better, or more.
+
+    One that is less sure of everything makes fewer of them without knowing more: dividing the
+    logits by the temperature takes that away. Said once a network, of its largest change.
+    """
+    first, *others = mistakes
+    sentences = []
+    for other in others:
+        changes = other.as_trained.mean(0) - first.as_trained.mean(0)
+        for k in np.argsort(-np.abs(changes), kind="stable").tolist():
+            if other.p_as_trained[k] >= level or other.p_scaled[k] < level:
+                continue
+            fewer = changes[k] < 0
+            what = "less sure, not better" if fewer else "surer, not worse"
+            sentences.append(
+                f"At {other.levels[k]:g} % confidence {other.network.title} makes "
+                f"{'fewer' if fewer else 'more'} mistakes than {first.network.title} as trained "
+                f"({other.as_trained[:, k].mean():,.10g} and {first.as_trained[:, k].mean():,.10g},"
+                f" p = {other.p_as_trained[k]:.2g}), and no longer so once the temperature is "
+                f"scaled ({other.scaled[:, k].mean():,.10g} and {first.scaled[:, k].mean():,.10g},"
+                f" p = {other.p_scaled[k]:.2g}): it is {what}."
+            )
+            break
+    return sentences
+
+
+def say_common(common: Sequence[Sequence[Association]]) -> str:
+    """What the mistakes of all networks go with."""
+    if not common:
+        return "None of the attributes measured goes with the mistakes of all networks."
+    parts = []
+    for group in common:
+        direction = "more" if group[0].correlation.value > 0 else "less"
+        found = []
+        for one in group:
+            r = one.correlation
+            found.append(f"{r.value:+.2f}, {r.low:+.2f} to {r.high:+.2f}, {one.network.title}")
+        parts.append(f"{direction} {group[0].attribute} ({'; '.join(found)})")
+    return (
+        "Mistakes of all networks go with " + ", ".join(parts) + " (rank correlations, Holm-"
+        "corrected)."
+    )
+
+
+def say_suspects(
+    labels: LabelSuspects, comparisons: Sequence[Comparison], test: int, margin: float
+) -> str:
+    """How many labels are suspected, and whether the verdict stands without them."""
+    count = len(labels.suspects)
+    if count == 0:
+        return "No test label is suspected to be wrong."
+    accuracy = []
+    for network in NETWORKS:
+        accuracy.append(f"{labels.accuracy[network.key].value:.2f} % ({network.title})")
+    are = "are" if count > 1 else "is"
+    sentences = [
+        f"Of {test:,} test labels, {count:,} {are} suspected to be wrong: all networks "
+        f"agree with confidence on another class. Without them accuracy is {' and '.join(accuracy)}"
+        "."
+    ]
+    for comparison in comparisons:
+        difference = labels.differences[comparison.network.key]
+        before = comparison.overall.difference
+        same = (difference.verdict, difference.is_within_margin) == (
+            before.verdict,
+            before.is_within_margin,
+        )
+        stands = "The verdict stands" if same else "The verdict changes"
+        verdict = name_verdict(difference, comparison.network, margin)
+        interval = difference.interval
+        sentences.append(
+            f"{stands}: {verdict} ({interval.value:+.2f} points, {interval.low:+.2f} to "
+            f"{interval.high:+.2f})."
+        )
+    return " ".join(sentences)
+
+
+# ---- 11. Stress tests --------------------------------------------------------------------------
 
 # Corruptions. Each takes images float64 [N, 32, 32, 3] in [0, 1] and its strength, and draws what
 # is random from `rng`. Values beyond [0, 1] are cut off by `corrupt`.
@@ -3407,7 +4100,7 @@ def study_corruptions(
         for key, runs in evaluations.items():
             of_seeds = []
             for run in runs:
-                found = predict(run.trained.model, pixels.flatten(0, 1), hardware)
+                found = logits_of(run.trained.model, pixels.flatten(0, 1), hardware)
                 of_seeds.append(found.unflatten(0, (len(SEVERITIES), -1)))
             logits[key] = torch.stack(of_seeds)
         return pixels[SEVERITIES.index(3), 0].numpy(), logits
@@ -3505,6 +4198,10 @@ def label_logits(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.gather(1, labels[:, None])[:, 0]
 
 
+PUSH_MOMENTUM = 0.75
+HOPELESS = 0.5  # share of the gap: where as much is left half-way, an image is given up
+
+
 def push(
     model: Classifier,
     x: Tensor,
@@ -3519,14 +4216,15 @@ def push(
     Each step goes along the sign of the gradient of the gap between the target's logit and the
     label's, so that neither the loss nor the logits' scale matters. Steps fall from 2 `epsilon` to
     zero by a cosine, and keep their momentum as those of APGD do (Croce & Hein, ICML 2020). An
-    image is left alone as soon as it is misclassified.
+    image is left alone as soon as it is misclassified, and where half of the steps have closed less
+    than half of the gap.
     """
-    momentum = 0.75
     low = (x - epsilon).clamp_min(0)
     high = (x + epsilon).clamp_max(1)
     pushed = x.clone()
     before = x.clone()
-    left = torch.arange(len(x), device=x.device)  # not yet misclassified
+    first_gap = torch.zeros(len(x), device=x.device)
+    left = torch.arange(len(x), device=x.device)  # neither misclassified nor given up
     for step in range(steps):
         hardware.go_on()
         now = pushed[left].requires_grad_()
@@ -3534,6 +4232,10 @@ def push(
         gap = label_logits(logits, targets[left]) - label_logits(logits, labels[left])
         (gradient,) = torch.autograd.grad(gap.sum(), now)
         withstood = logits.argmax(1) == labels[left]
+        if step == 0:
+            first_gap[left] = gap.detach()
+        if step == steps // 2:
+            withstood &= gap > HOPELESS * first_gap[left]
         left = left[withstood]
         if len(left) == 0:
             break
@@ -3541,7 +4243,8 @@ def push(
         step_size = 2 * epsilon * (1 + math.cos(math.pi * step / steps)) / 2
         there = here + step_size * gradient[withstood].sign()
         there = there.clamp(low[left], high[left])
-        there = here + momentum * (there - here) + (1 - momentum) * (here - before[left])
+        there = here + PUSH_MOMENTUM * (there - here)
+        there += (1 - PUSH_MOMENTUM) * (here - before[left])
         before[left] = here
         pushed[left] = there.clamp(low[left], high[left])
     return pushed
@@ -3783,42 +4486,13 @@ def bins_of(confidence: Tensor, bins: int) -> Tensor:
     return (confidence * bins).long().clamp_max(bins - 1)
 
 
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """What logits [N, classes] are to be divided by (Guo et al., ICML 2017, section 4.2)."""
-    logits = logits.double()
-
-    def loss(log_temperature: float) -> float:
-        return float(F.cross_entropy(logits / math.exp(log_temperature), labels))
-
-    return math.exp(scipy.optimize.minimize_scalar(loss, bounds=(-3, 3)).x)
-
-
-def answer_validation(runs: Runs, data: Dataset, hardware: Hardware) -> list[tuple[Tensor, Tensor]]:
-    """Each run's logits [N, classes] on its seed's validation images, and their labels [N]."""
-    answers = []
-    for run in runs:
-        held_out = data.train.select(data.splits[run.trained.seed].validation)
-        logits = predict(run.trained.model, held_out.pixels, hardware)
-        answers.append((logits, held_out.labels))
-    return answers
-
-
-def study_calibration(
-    runs: Runs, validation: Sequence[tuple[Tensor, Tensor]], labels: Tensor, bins: int
-) -> CalibrationScores:
-    """As trained, and with a temperature that is fitted on the validation images alone.
-
-    `validation` is of `answer_validation`, `labels` are the test images'.
-    """
-    temperatures = []
-    as_trained = []
-    scaled = []
-    for run, held_out in zip(runs, validation, strict=True):
-        temperature = fit_temperature(*held_out)
-        temperatures.append(temperature)
-        as_trained.append(calibrate(run.logits, labels, bins))
-        scaled.append(calibrate(run.logits / temperature, labels, bins))
-    return CalibrationScores(np.array(temperatures), tuple(as_trained), tuple(scaled))
+def study_calibration(runs: Runs, labels: Tensor, bins: int) -> CalibrationScores:
+    """On the test images, as trained and with the temperature."""
+    return CalibrationScores(
+        temperature=np.array([run.temperature for run in runs]),
+        as_trained=tuple(calibrate(run.logits, labels, bins) for run in runs),
+        scaled=tuple(calibrate(run.scaled_logits(), labels, bins) for run in runs),
+    )
 
 
 # Doubt: does a network know when it does not know?
@@ -3931,8 +4605,6 @@ def study_doubt(
     network: Network,
     evaluations: Mapping[str, Runs],
     corruptions: CorruptionStudy,
-    validation: Sequence[tuple[Tensor, Tensor]],
-    temperatures: np.ndarray,
     data: Dataset,
     settings: Settings,
     hardware: Hardware,
@@ -3944,7 +4616,10 @@ def study_doubt(
     for name, pixels in data.foreign.items():
         foreign[name] = study_foreign(runs, pixels, settings, hardware)
     miss = settings.stress_tests.conformal_miss
-    thresholds = [least_probability(*held_out, miss) for held_out in validation]
+    thresholds = []
+    for run in runs:
+        held_out = run.held_out
+        thresholds.append(least_probability(held_out.outputs.logits, held_out.labels, miss))
     return DoubtScores(
         as_trained=study_selection(runs, first_runs, confidence_as_trained, settings),
         without_norm=study_selection(runs, first_runs, confidence_without_norm, settings),
@@ -3953,7 +4628,7 @@ def study_doubt(
         shift=study_shift(
             corruptions.benchmark_logits[network.key],
             corruptions.labels,
-            temperatures,
+            np.array([run.temperature for run in runs]),
             thresholds,
             settings,
         ),
@@ -3998,7 +4673,7 @@ def study_foreign(
     by_confidence = []
     by_energy = []
     for run in runs:
-        logits = torch.cat([run.logits, predict(run.trained.model, pixels, hardware)])
+        logits = torch.cat([run.logits, logits_of(run.trained.model, pixels, hardware)])
         is_own = np.arange(len(logits)) < len(run.logits)
         by_confidence.append((confidence_as_trained(logits), is_own))
         by_energy.append((energy(logits), is_own))
@@ -4166,7 +4841,7 @@ def study_heatmaps(
     """Does Grad-CAM mean anything? Asked of a trained network on a few images."""
     generator = torch.Generator().manual_seed(settings.recipe.seed)
     steps = settings.stress_tests.curve_steps
-    classes = predict(model, images.pixels, hardware).argmax(1)
+    classes = logits_of(model, images.pixels, hardware).argmax(1)
     heat = grad_cam(model, images.pixels, classes)
     coarse = torch.rand(len(images), 1, 4, 4, generator=generator)
     noise = F.interpolate(coarse, IMAGE_SIZE, mode="bilinear")[:, 0]
@@ -4220,7 +4895,7 @@ def mean_probability(
     model: Classifier, pixels: Tensor, classes: Tensor, hardware: Hardware
 ) -> float:
     """Of `classes` int64 [N] on images [N, 32, 32, 3]."""
-    probabilities = predict(model, pixels, hardware).softmax(1)
+    probabilities = logits_of(model, pixels, hardware).softmax(1)
     return float(probabilities.gather(1, classes[:, None]).mean())
 
 
@@ -4301,7 +4976,7 @@ def record_gates(
         recorded.append(gate_logits.float().sigmoid())
 
     hook = block.register_forward_pre_hook(record)
-    predict(model, images.pixels, hardware)
+    logits_of(model, images.pixels, hardware)
     hook.remove()
     return torch.cat(recorded).cpu()
 
@@ -4411,23 +5086,12 @@ def run_stress_tests(
     def study(network: Network) -> NetworkStress:
         runs = evaluations[network.key]
         first_model = runs[0].trained.model
-        validation = answer_validation(runs, data, hardware)
-        calibration = study_calibration(runs, validation, data.test.labels, stress.calibration_bins)
         return NetworkStress(
             network=network,
             corruptions=corruptions.scores[network.key],
             attacks=attacks[network.key],
-            calibration=calibration,
-            doubt=study_doubt(
-                network,
-                evaluations,
-                corruptions,
-                validation,
-                calibration.temperature,
-                data,
-                settings,
-                hardware,
-            ),
+            calibration=study_calibration(runs, data.test.labels, stress.calibration_bins),
+            doubt=study_doubt(network, evaluations, corruptions, data, settings, hardware),
             heatmaps=study_heatmaps(first_model, few, settings, hardware),
             gates=study_gates(first_model, images, len(data.classes), hardware),
         )
@@ -4449,7 +5113,7 @@ def run_stress_tests(
     )
 
 
-# ---- 11. Results -------------------------------------------------------------------------------
+# ---- 12. Results -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -4508,6 +5172,41 @@ class RunResults:
 
 
 @dataclass(frozen=True)
+class Familiar:
+    """What the first seed's network needs, beside its weights, to speak of any picture."""
+
+    fingerprint: str  # of these weights
+    temperature: float
+    class_means: list[list[float]]  # [classes][C]: see `class_means`
+    limit: float  # within which --familiar-share of the test images lie from the nearest mean
+
+
+def know(run: Evaluation, share: float) -> Familiar:
+    means = class_means(run.held_out)
+    distances = distance_from_any_class(run.features, means)
+    return Familiar(
+        fingerprint=fingerprint(run.trained.checkpoint.state_dict),
+        temperature=run.temperature,
+        class_means=means.tolist(),
+        limit=float(distances.quantile(share)),
+    )
+
+
+def distance_from_any_class(features: Tensor, means: Tensor) -> Tensor:
+    """From features [N, C] to the nearest of the classes' means [classes, C]: float32 [N]."""
+    return torch.cdist(features, means).amin(1)
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """Of all bits of the weights."""
+    digest = hashlib.sha256()
+    for name, tensor in weights.items():
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
 class NetworkResults:
     """A network's costs, and its accuracy over all seeds and by seed."""
 
@@ -4515,6 +5214,7 @@ class NetworkResults:
     layers: tuple[LayerCost, ...]
     accuracy: AccuracyIntervals
     runs: tuple[RunResults, ...]
+    familiar: Familiar
 
     def parameters(self) -> int:
         return sum(layer.parameters for layer in self.layers)
@@ -4535,7 +5235,8 @@ class Results:
     networks: tuple[NetworkResults, ...]
     comparisons: tuple[Comparison, ...]
     verdicts: tuple[str, ...]  # the comparisons in words
-    explanation: Explanation
+    explained: tuple[ExplainedImage, ...]
+    failures: Failures
     stress: StressResults | None
     seconds: dict[str, float]  # by phase
 
@@ -4562,7 +5263,8 @@ def collect(
     data: Dataset,
     evaluations: Mapping[str, Runs],
     comparisons: Sequence[Comparison],
-    explanation: Explanation,
+    explained: tuple[ExplainedImage, ...],
+    failures: Failures,
     stress: StressResults | None,
     seconds: dict[str, float],
 ) -> Results:
@@ -4576,6 +5278,7 @@ def collect(
                 layers=layer_costs(runs[0].trained.model),
                 accuracy=accuracy_intervals(runs, settings.statistics),
                 runs=tuple(run_results(run) for run in runs),
+                familiar=know(runs[0], settings.familiar_share),
             )
         )
     split = data.splits[settings.recipe.seed]
@@ -4597,7 +5300,8 @@ def collect(
         networks=tuple(networks),
         comparisons=tuple(comparisons),
         verdicts=tuple(verdicts),
-        explanation=explanation,
+        explained=explained,
+        failures=failures,
         stress=stress,
         seconds=seconds,
     )
@@ -4772,7 +5476,7 @@ def measure_gates(scores: GateScores | None) -> Measured:
     yield GATES_AT_MEANS, scores.accuracy_at_means
 
 
-# ---- 12. Figures -------------------------------------------------------------------------------
+# ---- 13. Figures -------------------------------------------------------------------------------
 
 PAGE = 6.3  # inches: figures are as wide as the paper's text, so that 8 points are 8 in print
 HEAT_COLOURS = matplotlib.colormaps["turbo"]
@@ -5054,6 +5758,59 @@ EXCITATION = {"cmap": "viridis", "vmin": 0, "vmax": 1, "xticklabels": False}
 NUMBER_SIZE = 6.5  # points
 
 
+def plot_transitions(results: Results) -> Figure:
+    """What becomes of images from the first network to others, and mistakes by confidence."""
+    figure, left, right = two_panels()
+    ways = [way for way in Transition if way is not Transition.RIGHT]
+    names = [str(way).replace(", ", ",\n") for way in ways]
+    compared = results.failures.transitions
+    thickness = 0.8 / max(1, len(compared))
+    for k, one in enumerate(compared):
+        counts = [one.counts[way].mean() for way in ways]
+        place = np.arange(len(ways)) + (k - (len(compared) - 1) / 2) * thickness
+        bars = left.barh(place, counts, 0.9 * thickness, color=one.network.colour)
+        left.bar_label(bars, fmt="{:,.10g}", padding=2)
+    left.set(yticks=range(len(ways)), yticklabels=names, xlabel="test images")
+    left.margins(x=0.18)
+    left.invert_yaxis()
+    for mistakes in results.failures.mistakes:
+        network = mistakes.network
+        for by_seed, name, dashes in (
+            (mistakes.as_trained, "as trained", "--"),
+            (mistakes.scaled, "temperature scaled", "-"),
+        ):
+            look = {"linestyle": dashes, "label": f"{network.title} {name}"}
+            plot_mean_and_range(right, mistakes.levels, by_seed, network, **look)
+    right.set(xlabel="with a confidence of at least (%)", ylabel="mistakes", ylim=(0, None))
+    legend_above(figure, right)
+    return figure
+
+
+def plot_associations(results: Results) -> Figure:
+    """Each network's error by fifths of each attribute, with intervals."""
+    by_attribute: dict[str, list[Association]] = {}
+    for association in results.failures.associations:
+        by_attribute.setdefault(association.attribute, []).append(association)
+    rows = math.ceil(len(by_attribute) / 5)
+    columns = math.ceil(len(by_attribute) / rows)
+    figure = new_figure(0.3 + 1.5 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for axes, (attribute, of_networks) in zip(panels.flat, by_attribute.items(), strict=False):
+        for k, association in enumerate(of_networks):
+            shift = 0.15 * (k - (len(of_networks) - 1) / 2)
+            network = association.network
+            places = np.arange(1, 6) + shift
+            plot_intervals(axes, places, association.error, network, label=network.title)
+        name = attribute.replace(" from", "\nfrom")
+        axes.set(xlabel=f"{name}\n(fifths)", xticks=range(1, 6), ylim=(0, None))
+    for axes in panels.flat[len(by_attribute) :]:
+        axes.set_axis_off()
+    for axes in panels[:, 0]:
+        axes.set(ylabel="error (%)")
+    legend_above(figure, panels[0, 0])
+    return figure
+
+
 def plot_confusion(results: Results, of_network: NetworkResults) -> Figure:
     """In percent of the true class; of the first seed."""
     classes = results.classes
@@ -5179,7 +5936,7 @@ def overlay(
 
 def explained_row(image: ExplainedImage, classes: Sequence[str]) -> list[Picture]:
     """The image with its true class, then each answer's heatmap with what the network says."""
-    row = [Picture(image.pixels, f"true class:\n{classes[image.label]}")]
+    row = [Picture(image.pixels, f"{classes[image.label]}\n(image {image.index})")]
     for answer in image.answers:
         says = f"{classes[answer.predicted]} {answer.confidence:.0%}"
         caption = f"{answer.network.title}:\n{says}"
@@ -5198,13 +5955,27 @@ def plot_failures(results: Results) -> Figure:
     lines = []
     for alone in (False, True):
         blocks = []
-        for group in results.explanation.failures:
+        for group in results.failures.groups:
             if group.alone == alone:
                 columns = [explained_row(image, results.classes) for image in group.images]
                 rows = list(zip(*columns, strict=True))
                 blocks.append(PictureBlock(group.title(), rows))
         lines += [blocks[k : k + 2] for k in range(0, len(blocks), 2)]
     return plot_pictures(lines, heat_scale=True)
+
+
+def plot_suspects(results: Results) -> Figure | None:
+    """Test images whose label may be wrong, the likeliest first; None without any."""
+    pictures = []
+    for suspect in results.failures.labels.suspects[: results.settings.failures.suspect_images]:
+        label = results.classes[suspect.label]
+        called = results.classes[suspect.called]
+        caption = f"labelled {label}\n{called} {suspect.probability:.0%}\n(image {suspect.index})"
+        pictures.append(Picture(suspect.pixels, caption))
+    if not pictures:
+        return None
+    rows = [pictures[k : k + 8] for k in range(0, len(pictures), 8)]
+    return plot_pictures([[PictureBlock("", rows)]], heat_scale=False)
 
 
 def plot_corruptions(stress: StressResults) -> Figure:
@@ -5244,7 +6015,9 @@ def line_height(line: Sequence[PictureBlock], side: float) -> float:
     """Inches that blocks side by side need, with captions and headings."""
     rows = max(len(block.rows) for block in line)
     heading = 0.25 if any(block.heading for block in line) else 0
-    return (side + 0.35) * max(0.2, rows) + heading
+    captions = [picture.caption for block in line for row in block.rows for picture in row]
+    lines_of_text = 1 + max((caption.count("\n") for caption in captions), default=1)
+    return (side + 0.11 + 0.135 * lines_of_text) * max(0.2, rows) + heading
 
 
 def plot_block(part: SubFigure, block: PictureBlock, columns: int, side: float) -> np.ndarray:
@@ -5263,10 +6036,13 @@ def plot_block(part: SubFigure, block: PictureBlock, columns: int, side: float) 
 
 # Which figures there are, by file name
 
-FIGURES: dict[str, Callable[[Results], Figure]] = {
+FIGURES: dict[str, Callable[[Results], Figure | None]] = {
     "accuracy_comparison": plot_accuracy,
     "seeds": plot_seeds,
+    "transitions": plot_transitions,
+    "associations": plot_associations,
     "failure_cases": plot_failures,
+    "label_suspects": plot_suspects,
 }
 NETWORK_FIGURES: dict[str, Callable[[Results, NetworkResults], Figure]] = {
     "{}_curves": plot_training_curves,
@@ -5301,7 +6077,7 @@ def all_figures(results: Results) -> Iterator[tuple[str, Callable[[], Figure | N
 def named_images(results: Results) -> Iterator[tuple[str, ExplainedImage]]:
     """The images explained, named by class and number: cat_1, cat_2, dog_1."""
     seen: dict[int, int] = {}
-    for image in results.explanation.chosen:
+    for image in results.explained:
         seen[image.label] = seen.get(image.label, 0) + 1
         yield f"{results.classes[image.label]}_{seen[image.label]}", image
 
@@ -5329,16 +6105,22 @@ def rendered(figure: Figure, file_type: str, without: dict[str, None]) -> bytes:
     return buffer.getvalue()
 
 
-# ---- 13. Report --------------------------------------------------------------------------------
+# ---- 14. Report --------------------------------------------------------------------------------
 
 # Files of numbers
 
 
 def write_numbers(results: Results, files: ResultFiles) -> None:
-    """All that was measured, as JSON in results/."""
+    """All that was measured, as JSON and CSV in results/."""
     files.write(COMPARISON_FILE, as_json(comparison_record(results)))
     if results.stress is not None:
         files.write("results/robustness.json", as_json(stress_record(results.stress)))
+    familiar = {one.network.key: dataclasses.asdict(one.familiar) for one in results.networks}
+    files.write(FAMILIAR_FILE, as_json({"classes": results.classes, "networks": familiar}))
+    for name, table in all_tables(results):
+        files.write(f"results/{name}.csv", table.rows().to_csv(index=False))
+    files.write("results/predictions.csv", results.failures.predictions.to_csv(index=False))
+    files.write("results/failures.csv", results.failures.rows.to_csv(index=False))
     for of_network in results.networks:
         accuracy = by_class_name(results.classes, of_network.accuracy.by_class)
         means = {name: interval.value for name, interval in accuracy.items()}
@@ -5353,7 +6135,7 @@ def by_class_name(classes: Sequence[str], values: Sequence[Any]) -> dict[str, An
 def comparison_record(results: Results) -> dict[str, Any]:
     """Everything but curves and matrices of the stress tests, as comparison.json holds it."""
     settings = settings_by_flag(results.settings)
-    for where in ("data_dir", "output_dir", "mirror"):  # they change no number
+    for where in ("data_dir", "output_dir", "mirror", "predict"):  # they change no number
         del settings[where]
     networks = {}
     for of_network in results.networks:
@@ -5380,6 +6162,7 @@ def comparison_record(results: Results) -> dict[str, Any]:
         "networks": networks,
         "compared_with_first": compared,
         "verdicts": verdicts,
+        "failures": failures_record(results),
         "stress": measured_means(results.stress),
         "corruptions": corruptions_record(results.stress, results.settings.statistics.margin),
         "foreign": foreign_record(results.stress),
@@ -5430,6 +6213,62 @@ def corruptions_record(stress: StressResults | None, margin: float) -> dict[str,
     }
 
 
+def failures_record(results: Results) -> dict[str, Any]:
+    """The dossier without its images: counts, associations, suspects, and what it says."""
+    failures = results.failures
+    suspects = []
+    for suspect in failures.labels.suspects:
+        suspects.append({
+            "index": suspect.index,
+            "label": results.classes[suspect.label],
+            "called": results.classes[suspect.called],
+            "probability": suspect.probability,
+        })
+    transition_means = {}
+    for one in failures.transitions:
+        transition_means[one.network.key] = {
+            way.name.lower(): float(counts.mean()) for way, counts in one.counts.items()
+        }
+    associations: dict[str, Any] = {}
+    for association in failures.associations:
+        found = dataclasses.asdict(association)
+        del found["network"]
+        associations.setdefault(association.network.key, {})[found.pop("attribute")] = found
+    said = say_failures(results)
+    return {
+        "transitions": transition_means,
+        "associations": associations,
+        "suspect_labels": suspects,
+        "suspect_count": len(suspects),
+        "accuracy_without_suspects": {
+            key: dataclasses.asdict(value) for key, value in failures.labels.accuracy.items()
+        },
+        "said": dataclasses.asdict(said),
+    }
+
+
+@dataclass(frozen=True)
+class SaidOfFailures:
+    """The dossier in words."""
+
+    transitions: str
+    sureness: str  # "" where there is nothing to say
+    common: str
+    suspects: str
+
+
+def say_failures(results: Results) -> SaidOfFailures:
+    failures = results.failures
+    margin = results.settings.statistics.margin
+    level = results.settings.statistics.level
+    return SaidOfFailures(
+        transitions=" ".join(say_transitions(counts) for counts in failures.transitions),
+        sureness=" ".join(say_sureness(failures.mistakes, level)),
+        common=say_common(failures.common),
+        suspects=say_suspects(failures.labels, results.comparisons, results.images.test, margin),
+    )
+
+
 def foreign_record(stress: StressResults | None) -> dict[str, str]:
     """What kinds of images the networks had to tell from the test images."""
     if stress is None:
@@ -5473,6 +6312,7 @@ class Column:
     heading: str
     numbers: Sequence[Interval | float | None]
     formats: Sequence[str]
+    network: str = ""  # whose numbers they are, where the heading does not say it
 
     def texts(self) -> list[str]:
         texts = []
@@ -5495,13 +6335,46 @@ class Table:
     names: Sequence[str]  # of the rows
     columns: list[Column] = field(default_factory=list)
 
-    def add(self, heading: str, numbers: Sequence[float | None], style: str) -> None:
-        self.columns.append(Column(heading, numbers, [style] * len(numbers)))
+    def add(
+        self,
+        heading: str,
+        numbers: Sequence[Interval | float | None],
+        style: str,
+        network: str = "",
+    ) -> None:
+        self.columns.append(Column(heading, numbers, [style] * len(numbers), network))
 
     def texts(self) -> pd.DataFrame:
+        """As people read it: a network is named at the first of its columns."""
         texts = pd.DataFrame([column.texts() for column in self.columns]).T
-        headings = [column.heading for column in self.columns]
+        headings = []
+        network_before = ""
+        for column in self.columns:
+            is_named = column.network in ("", network_before)
+            headings.append(column.heading if is_named else f"{column.network}: {column.heading}")
+            network_before = column.network
         return texts.set_axis(headings, axis=1).set_axis(list(self.names), axis=0)
+
+    def rows(self) -> pd.DataFrame:
+        """The numbers as they are, for spreadsheets; an interval's bounds have columns too."""
+        columns: dict[str, Any] = {self.heading: list(self.names)}
+        for column in self.columns:
+            heading = f"{column.network}: {column.heading}" if column.network else column.heading
+            intervals = [one for one in column.numbers if isinstance(one, Interval)]
+            if not intervals:
+                columns[heading] = column.numbers
+                continue
+            for bound in dataclasses.fields(Interval):
+                name = heading if bound.name == "value" else f"{heading}, {bound.name}"
+                columns[name] = [bound_of(number, bound.name) for number in column.numbers]
+        return pd.DataFrame(columns)
+
+
+def bound_of(number: Interval | float | None, bound: str) -> float | None:
+    """The value, or a bound, of what may have none."""
+    if isinstance(number, Interval):
+        return getattr(number, bound)
+    return number if bound == "value" else None
 
 
 def accuracy_table(results: Results) -> Table:
@@ -5512,12 +6385,12 @@ def accuracy_table(results: Results) -> Table:
         table.add(of_network.network.title, [one.value for one in accuracy], ".2f")
     for comparison in results.comparisons:
         groups = [*comparison.by_class, comparison.overall]
-        change = f"{comparison.network.title}: change"
+        title = comparison.network.title
         differences = [group.difference for group in groups]
-        table.add(change, [one.interval.value for one in differences], "+.2f")
-        table.add("from", [one.interval.low for one in differences], "+.2f")
-        table.add("to", [one.interval.high for one in differences], "+.2f")
-        table.add("p (Holm)", [one.p_holm for one in differences], ".2g")
+        table.add("change", [one.interval.value for one in differences], "+.2f", title)
+        table.add("from", [one.interval.low for one in differences], "+.2f", title)
+        table.add("to", [one.interval.high for one in differences], "+.2f", title)
+        table.add("p (Holm)", [one.p_holm for one in differences], ".2g", title)
     return table
 
 
@@ -5538,6 +6411,73 @@ def stress_table(stress: StressResults) -> Table:
     return table
 
 
+def transitions_table(results: Results) -> Table:
+    """What becomes of the test images from the first network to each other one."""
+    first = results.networks[0].network.title
+    table = Table(f"From {first}: images", [str(way) for way in Transition])
+    for one in results.failures.transitions:
+        counts = [float(one.counts[way].mean()) for way in Transition]
+        table.add(f"to {one.network.title}", counts, ",.10g")
+    return table
+
+
+def mistakes_table(results: Results) -> Table:
+    """Mistakes by least confidence."""
+    levels = results.settings.failures.sure_levels
+    table = Table("Mistakes of at least", [f"{level:g} % confidence" for level in levels])
+    for one in results.failures.mistakes:
+        title = one.network.title
+        table.add("as trained", one.as_trained.mean(0).tolist(), ",.10g", title)
+        table.add("temperature scaled", one.scaled.mean(0).tolist(), ",.10g", title)
+    return table
+
+
+def classes_table(results: Results) -> Table:
+    """Precision, recall and F1 by class, and their means over the classes."""
+    table = Table("Class", [*results.classes, "Mean (macro)"])
+    for scores in results.failures.scores:
+        title = scores.network.title
+        for heading, by_seed in (
+            ("precision", scores.precision),
+            ("recall", scores.recall),
+            ("F1", scores.f1),
+        ):
+            by_class = by_seed.mean(0)
+            table.add(heading, [*by_class.tolist(), float(by_class.mean())], ".2f", title)
+    return table
+
+
+def confusions_table(results: Results) -> Table:
+    """The pairs of classes that the first network confuses most, in percent of their images."""
+    names = []
+    for pair in results.failures.pairs:
+        names.append(f"{results.classes[pair.first_class]}, {results.classes[pair.second_class]}")
+    table = Table("Taken for each other (%)", names)
+    for of_network in results.networks:
+        network = of_network.network
+        pairs = results.failures.pairs
+        table.add(network.title, [pair.error[network.key] for pair in pairs], ".2f")
+        if network is not results.networks[0].network:
+            changes = [pair.change[network.key] for pair in pairs]
+            table.add("change (points)", changes, "+.2f", network.title)
+    return table
+
+
+def associations_table(results: Results) -> Table:
+    """How each network's mistakes go with attributes of the images."""
+    first_key = results.networks[0].network.key
+    by_network: dict[str, list[Association]] = {}
+    for association in results.failures.associations:
+        by_network.setdefault(association.network.key, []).append(association)
+    table = Table(
+        "Rank correlation of mistakes with", [one.attribute for one in by_network[first_key]]
+    )
+    for of_network in results.networks:
+        found = by_network[of_network.network.key]
+        table.add(of_network.network.title, [one.correlation for one in found], "+.3f")
+    return table
+
+
 def layers_table(results: Results) -> Table:
     """What each part of each network costs, and all of it."""
     longest = max(results.networks, key=lambda of_network: len(of_network.layers))
@@ -5548,9 +6488,30 @@ def layers_table(results: Results) -> Table:
         parameters = [costs[name].parameters if name in costs else None for name in names]
         multiply_adds = [costs[name].multiply_adds if name in costs else None for name in names]
         title = of_network.network.title
-        table.add(f"{title}: parameters", [*parameters, of_network.parameters()], ",")
-        table.add("multiply-adds", [*multiply_adds, of_network.multiply_adds()], ",")
+        table.add("parameters", [*parameters, of_network.parameters()], ",", title)
+        table.add("multiply-adds", [*multiply_adds, of_network.multiply_adds()], ",", title)
     return table
+
+
+# Which tables there are, by file name
+
+TABLES: dict[str, Callable[[Results], Table]] = {
+    "accuracy": accuracy_table,
+    "transitions": transitions_table,
+    "sure_mistakes": mistakes_table,
+    "classes": classes_table,
+    "confusions": confusions_table,
+    "associations": associations_table,
+    "layers": layers_table,
+}
+
+
+def all_tables(results: Results) -> Iterator[tuple[str, Table]]:
+    """The name of each table, and the table."""
+    for name, make in TABLES.items():
+        yield name, make(results)
+    if results.stress is not None:
+        yield "stress_tests", stress_table(results.stress)
 
 
 def markdown_table(table: Table) -> str:
@@ -5570,24 +6531,94 @@ def latex_table(table: Table) -> str:
 # What report.tex reads
 
 
-def write_report(results: Results, files: ResultFiles) -> None:
-    """summary.md and what report.tex reads; the former also to the terminal."""
+@dataclass(frozen=True)
+class SummaryPart:
+    """A heading, with what is said under it, tables, and figures by name with what they show."""
+
+    heading: str
+    sentences: Sequence[str]
+    tables: Sequence[Table] = ()
+    figures: Sequence[tuple[str, str]] = ()
+
+
+def summary_parts(results: Results) -> Iterator[SummaryPart]:
+    """What was found, the verdict first, then in the order of the paper."""
     settings = results.settings
-    about = (
-        f"test accuracy (%) on {results.images.test:,} images "
-        f"(epochs: {settings.recipe.epochs}, seeds: {settings.seeds})"
+    seeds = f"{settings.seeds} seed{'s' if settings.seeds > 1 else ''}"
+    yield SummaryPart(
+        "Does it help?",
+        [
+            *results.verdicts,
+            f"Test accuracy in percent on {results.images.test:,} images, after "
+            f"{settings.recipe.epochs} epochs, {seeds}, on {results.hardware.description} in "
+            f"{results.hardware.precision}:",
+        ],
+        [accuracy_table(results)],
+        [("accuracy_comparison", "Test accuracy by class with intervals")],
     )
-    parts = [f"# {results.dataset}: {about}", markdown_table(accuracy_table(results))]
-    parts += results.verdicts
+    said = say_failures(results)
+    keys = [of_network.network.key for of_network in results.networks]
+    confusions = [(f"confusion_matrix_{key}", f"What {key} takes for what") for key in keys]
+    yield SummaryPart(
+        "What is taken for what",
+        [],
+        [classes_table(results), confusions_table(results)],
+        confusions,
+    )
     if results.stress is not None:
-        parts.append(markdown_table(stress_table(results.stress)))
-        parts.append(say_stress(results.stress, settings.statistics.margin))
-    files.write("results/summary.md", "\n\n".join(parts) + "\n")
+        yield SummaryPart(
+            "Stress tests",
+            say_stress(results.stress, settings.statistics.margin),
+            [stress_table(results.stress)],
+            [
+                ("robustness", "Accuracy under corruption"),
+                ("attacks", "Accuracy under attack"),
+                ("reliability", "Accuracy by confidence"),
+                ("selection", "Errors among the most confident images"),
+                ("shift", "Calibration and sets of classes on corrupted images"),
+            ],
+        )
+    yield SummaryPart(
+        "Failures",
+        [said.transitions, said.sureness, said.common, said.suspects],
+        [transitions_table(results), mistakes_table(results), associations_table(results)],
+        [
+            ("transitions", "What becomes of mistakes, and how sure they are"),
+            ("associations", "Error by fifths of what images are like"),
+            ("failure_cases", "The most confident mistakes of each kind"),
+            ("label_suspects", "Test images whose label may be wrong"),
+        ],
+    )
+    look_inside = [(f"gradcam_{name}", f"Grad-CAM, {name}") for name, _ in named_images(results)]
+    if results.stress is not None:
+        look_inside.append(("deletion_insertion", "What Grad-CAM's pixels are worth"))
+        look_inside.append(("excitation", "The gates by class and channel"))
+    yield SummaryPart("Where the networks look", [], [], look_inside)
+    curves = [(f"{key}_curves", f"Loss and accuracy by epoch, {key}") for key in keys]
+    if settings.seeds > 1:
+        curves.append(("seeds", "Each seed's networks"))
+    yield SummaryPart("Training", [], [layers_table(results)], curves)
+
+
+def write_report(results: Results, files: ResultFiles) -> None:
+    """summary.md and what report.tex reads; the former, without figures, also to the terminal."""
+    summary = [f"# {results.dataset}"]
+    for part in summary_parts(results):
+        paragraphs = [f"## {part.heading}", *filter(None, part.sentences)]
+        paragraphs += [markdown_table(table) for table in part.tables]
+        if part.sentences or part.tables:
+            print("", *paragraphs, sep="\n\n")
+        for name, shows in part.figures:
+            path = f"plots/{name}.png"
+            if path in files.written:
+                paragraphs.append(f"![{shows}](../{path})")
+        summary += paragraphs
+    files.write("results/summary.md", "\n\n".join(summary) + "\n")
     files.write("results/report_values.tex", latex_values(results))
-    print("", *parts, f"Everything is in {files.folder}/", sep="\n\n")
+    print(f"\n\nEverything is in {files.folder}/; look at {files.folder}/results/summary.md first.")
 
 
-def say_stress(stress: StressResults, margin: float) -> str:
+def say_stress(stress: StressResults, margin: float) -> list[str]:
     """What the stress tests' table leaves open."""
     about_corruptions = [
         stress.say_corruption(margin),
@@ -5595,7 +6626,7 @@ def say_stress(stress: StressResults, margin: float) -> str:
         f"{stress.mean_is_over()}, extra ones apart.",
         stress.reference(),
     ]
-    return " ".join(filter(None, about_corruptions)) + "\n\n" + stress.say_masking()
+    return [" ".join(filter(None, about_corruptions)), stress.say_masking()]
 
 
 def latex_values(results: Results) -> str:
@@ -5621,11 +6652,9 @@ def latex_values(results: Results) -> str:
         "stagenumbers": ",".join(str(k + 1) for k in stages),
         "stagecount": str(len(stages)),
         "gradcamnames": ",".join(names[:3]),
-        "resultstable": latex_table(accuracy_table(results)),
-        "layerstable": latex_table(layers_table(results)),
     }
-    if results.stress is not None:
-        macros["stresstable"] = latex_table(stress_table(results.stress))
+    for name, table in all_tables(results):
+        macros[f"{name.replace('_', '')}table"] = latex_table(table)
     for name, content in macros.items():
         lines.append(rf"\newcommand{{\{name}}}{{{content}}}")
     return "\n".join(lines) + "\n"
@@ -5662,7 +6691,188 @@ def latex_text(value: Any) -> str:
     return text.replace(r" \%", r"\,\%")
 
 
-# ---- 14. The run -------------------------------------------------------------------------------
+# ---- 15. Own pictures --------------------------------------------------------------------------
+
+LARGEST_SIDE = 1024  # pixels, of a picture as it is shown
+
+
+@dataclass(frozen=True)
+class OwnPicture:
+    """The middle square of somebody's picture: as it is, and as the networks see it."""
+
+    path: Path
+    square: np.ndarray  # uint8 [S, S, 3] RGB, S at most `LARGEST_SIDE`
+    small: np.ndarray  # uint8 [32, 32, 3]
+    frames: int  # more than one of an animation, of which this is the first
+
+
+def read_picture(path: Path) -> OwnPicture:
+    """From any format that Pillow reads; UserError with the reason where it can't.
+
+    Turned as its EXIF data says, what is transparent on white, 16 bits rounded to 8.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                frames = getattr(image, "n_frames", 1)
+                image.draft("RGB", (2 * LARGEST_SIDE, 2 * LARGEST_SIDE))  # large JPEGs, faster
+                upright = ImageOps.exif_transpose(image)
+                square = middle_square(in_rgb(upright))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: there is no such file") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path} has too many pixels: make it smaller") from error
+    except Image.UnidentifiedImageError as error:
+        raise UserError(f"{path} is not a picture, or of a format that is not known") from error
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
+        raise UserError(f"{path} can't be read as a picture: {error}") from error
+    small = square.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)  # antialiased
+    return OwnPicture(path, np.asarray(square), np.asarray(small), frames)
+
+
+def in_rgb(image: Image.Image) -> Image.Image:
+    """In 8 bits a channel."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64) // 256  # 16 bits, whatever holds them
+        return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise UserError("floating-point pixels have no known scale: save it in 8 bits")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def middle_square(image: Image.Image) -> Image.Image:
+    side = min(image.size)
+    left = (image.width - side) // 2
+    top = (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    if side > LARGEST_SIDE:
+        square = square.resize((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.BICUBIC)
+    return square
+
+
+@dataclass(frozen=True)
+class OwnAnswer:
+    """What a network says of a picture."""
+
+    network: Network
+    likeliest: tuple[tuple[str, float], ...]  # classes with their probability, temperature scaled
+    heatmap: np.ndarray  # float32 [32, 32], for the likeliest class
+    is_unlike: bool  # the test images
+
+    def says(self) -> list[str]:
+        return [f"{name} {probability:.0%}" for name, probability in self.likeliest]
+
+
+@dataclass(frozen=True)
+class Classified:
+    """A trained network with what it needs to speak of any picture."""
+
+    trained: TrainedNetwork
+    familiar: Familiar
+    classes: tuple[str, ...]
+
+    def answer(self, picture: OwnPicture, hardware: Hardware) -> OwnAnswer:
+        pixels = torch.from_numpy(picture.small.copy())[None]
+        outputs = outputs_of(self.trained.model, pixels, hardware)
+        chances = (outputs.logits[0] / self.familiar.temperature).softmax(0)
+        order = chances.argsort(descending=True, stable=True)
+        means = torch.tensor(self.familiar.class_means)
+        distance = distance_from_any_class(outputs.features, means).item()
+        return OwnAnswer(
+            network=self.trained.network,
+            likeliest=tuple((self.classes[i], float(chances[i])) for i in order[:3].tolist()),
+            heatmap=grad_cam(self.trained.model, pixels, order[:1])[0].numpy(),
+            is_unlike=distance > self.familiar.limit,
+        )
+
+
+def load_for_pictures(settings: Settings, hardware: Hardware) -> list[Classified]:
+    """The first seed's networks; UserError where a run has not made them."""
+    folder = settings.output()
+    cure = "run main.py first, with the same options but --predict"
+    try:
+        found = json.loads((folder / FAMILIAR_FILE).read_text(encoding="utf-8"))
+        classes = tuple(found["classes"])
+        familiar = {key: Familiar(**values) for key, values in found["networks"].items()}
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}/ holds no results of trained networks: {cure}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / FAMILIAR_FILE} is damaged: {cure}") from error
+    networks = []
+    for job in training_jobs(dataclasses.replace(settings, seeds=1)):
+        if not job.path.exists():
+            raise UserError(f"{job.path} is missing: {cure}")
+        trained = load_trained(job.path, job, len(classes), settings.precision)
+        known = familiar.get(job.network.key)
+        if known is None or known.fingerprint != fingerprint(trained.checkpoint.state_dict):
+            raise UserError(f"{job.path} is not what {folder / FAMILIAR_FILE} speaks of: {cure}")
+        trained.model.to(hardware.device)
+        networks.append(Classified(trained, known, classes))
+    return networks
+
+
+def look_at_pictures(settings: Settings, hardware: Hardware) -> None:
+    """A line and a figure for each of --predict; those that can't be read cost a line each."""
+    networks = load_for_pictures(settings, hardware)
+    precision = networks[0].trained.checkpoint.precision
+    hardware = dataclasses.replace(hardware, precision=precision)
+    unreadable = 0
+    names: Counter[str] = Counter()
+    for path in settings.predict:
+        try:
+            picture = read_picture(path)
+        except UserError as error:
+            print(f"main.py: {error}", file=sys.stderr)
+            unreadable += 1
+            continue
+        answers = [network.answer(picture, hardware) for network in networks]
+        print(say_answers(picture, answers, settings.familiar_share))
+        with figure_style():
+            drawn = rendered(plot_own_picture(picture, answers), "png", {"Software": None})
+        names[path.stem] += 1
+        suffix = f"_{names[path.stem]}" if names[path.stem] > 1 else ""
+        write_file(settings.output() / "predictions" / f"{path.stem}{suffix}.png", drawn)
+    if unreadable < len(settings.predict):
+        print(f"Figures are in {settings.output() / 'predictions'}/")
+    if unreadable > 0:
+        sys.exit(1)
+
+
+def say_answers(picture: OwnPicture, answers: Sequence[OwnAnswer], share: float) -> str:
+    """In one line."""
+    said = [f"{answer.network.title} {', '.join(answer.says())}" for answer in answers]
+    line = f"{picture.path}: {'; '.join(said)}"
+    unlike = [answer.network.title for answer in answers if answer.is_unlike]
+    if unlike:
+        line += f" (unlike what {' and '.join(unlike)} learnt: farther out than {share:.0%} of the "
+        line += "test images)"
+    if picture.frames > 1:
+        line += f" (the first of {picture.frames} frames)"
+    return line
+
+
+def plot_own_picture(picture: OwnPicture, answers: Sequence[OwnAnswer]) -> Figure:
+    """The picture, what the networks see of it, and their Grad-CAM and answers."""
+    shown = picture.path.name if len(picture.path.name) <= 24 else f"{picture.path.name[:23]}…"
+    row = [
+        Picture(picture.square, shown.replace("$", r"\$")),
+        Picture(picture.small, "as the networks see it"),
+    ]
+    for answer in answers:
+        lines = [f"{answer.network.title}:", *answer.says()]
+        if answer.is_unlike:
+            lines.append("(unlike what it learnt)")
+        heat = overlay(picture.square, answer.heatmap, size=len(picture.square))
+        row.append(Picture(heat, "\n".join(lines), answer.network.colour))
+    return plot_pictures([[PictureBlock("", [row])]], heat_scale=True)
+
+
+# ---- 16. The run -------------------------------------------------------------------------------
 
 
 class Stopwatch:
@@ -5760,6 +6970,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse_settings(arguments)
     folder = settings.output()
     hardware = prepare_machine(settings)
+    if settings.predict:
+        with one_line_errors(settings, hardware):
+            look_at_pictures(settings, hardware)
+        return
     watch = Stopwatch()
     with one_line_errors(settings, hardware), hold_folder(folder, hardware):
         print(f"Running on {hardware.description}, {hardware.precision}; results go to {folder}/")
@@ -5770,28 +6984,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
         watch.lap("data")
 
         jobs = training_jobs(settings)
-        precision = hardware.precision
-        if hardware.ranks.rank == 0:
-            precision = prepare_files(jobs, settings, hardware, len(data.classes))
-        agreed = hardware.ranks.share("precision", precision)
-        hardware = dataclasses.replace(hardware, precision=cast(Precision, agreed))
+        hardware = agree_on_precision(jobs, settings, hardware, len(data.classes))
         trained = train_all(jobs, data, hardware)
         if hardware.ranks.rank != 0:
             return  # rank 0 goes on
         watch.lap("training")
 
-        evaluations = evaluate_all(trained, data.test, len(data.classes), hardware)
+        evaluations = evaluate_all(trained, data, hardware)
         comparisons = compare_with_first(evaluations, data.test.labels, len(data.classes), settings)
         watch.lap("evaluation")
 
-        explanation = explain(evaluations, data, settings)
+        explained = explain(evaluations, data, settings)
         watch.lap("explanation")
+
+        failures = study_failures(evaluations, data, settings)
+        watch.lap("failures")
 
         stress = run_stress_tests(evaluations, data, settings, hardware)
         watch.lap("stress")
 
         results = collect(
-            settings, hardware, data, evaluations, comparisons, explanation, stress, watch.seconds
+            settings,
+            hardware,
+            data,
+            evaluations,
+            comparisons,
+            explained,
+            failures,
+            stress,
+            watch.seconds,
         )
         files = ResultFiles(folder)
         write_numbers(results, files)  # before any figure: one that fails loses no number

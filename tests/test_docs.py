@@ -68,6 +68,29 @@ def test_the_readme_names_every_option():
     } <= named
 
 
+def test_the_readmes_python_runs(tiny_run, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(code.splitlines()) <= 6
+    code = code.replace("parse_settings([])", f"parse_settings({tiny(tiny_run)})")
+    names = {"pixels": main.draw_shapes(7, 0).pixels}
+    exec(code, names)
+    assert names["logits"].shape == (7, 10) and names["network"].network.key == "se_attention"
+
+
+def test_the_readmes_cells_run_in_a_shell(tmp_path):
+    """Those for Colab, with this repository as the address, and without installing anything."""
+    (cells,) = re.findall(r"```\n(!git.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for cell in cells.splitlines():
+        command = cell.removeprefix("!").replace("ADDRESS", str(ROOT))
+        command = command.replace("pip install -q -r", "ls").replace("zip -qr", "ls")
+        command = command.replace("main.py", f"main.py {SMALL} --output-dir output")
+        command = command.replace("../results.zip ", "").replace("python ", f"{sys.executable} ")
+        subprocess.run(["bash", "-ec", command], cwd=tmp_path, check=True, capture_output=True)
+    summary = tmp_path / "se-attention" / "output" / "results" / "summary.md"
+    for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", summary.read_text()):
+        assert (summary.parent / picture).exists()
+
+
 def test_the_readmes_pictures_are_small():
     shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text())
     assert shown and sum((ROOT / name).stat().st_size for name in shown) < 1_000_000

@@ -139,6 +139,7 @@ def test_what_a_container_has_set_for_cuda_does_not_matter():
         "assert os.environ['CUBLAS_WORKSPACE_CONFIG'] == ':4096:8'\n"
         "assert torch.get_float32_matmul_precision() == 'highest'\n"
         "assert not torch.backends.cuda.matmul.allow_tf32\n"
+        "assert not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction\n"
     )
     container = {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1", "CUBLAS_WORKSPACE_CONFIG": ":0:0"}
     done = subprocess.run(

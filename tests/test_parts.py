@@ -46,7 +46,8 @@ def train(network, recipe, folder):
 def evaluation(logits, labels, network=BASELINE, model=None):
     """An evaluation of given logits."""
     trained = main.TrainedNetwork(network, 42, model, None)
-    return main.evaluate(trained, logits, labels, logits.shape[1])
+    outputs = main.Outputs(features=logits, logits=logits)
+    return main.evaluate(trained, outputs, labels, main.HeldOut(outputs, labels))
 
 
 # Settings
@@ -523,27 +524,6 @@ def test_evaluation_counts():
     assert [group.difference.interval.value for group in compared.by_class] == [25, 0, 50]
 
 
-def test_failures_are_the_most_confident_and_the_lonely_ones():
-    test = main.Images(main.draw_shapes(4, 0).pixels, torch.zeros(4, dtype=torch.long))
-    logits = torch.tensor([[0.0, 2.0], [0.0, 5.0], [1.0, 0.0], [1.0, 0.0]])
-    first = evaluation(logits, test.labels, BASELINE, small_network(BASELINE))
-    logits = torch.tensor([[0.0, 1.0], [3.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    second = evaluation(logits, test.labels, SE, small_network(SE))
-    groups = main.find_failures([first, second], test, count=5)
-    assert [[image.index for image in group.images] for group in groups] == [
-        [1, 0],
-        [0, 2],
-        [1],
-        [2],
-    ]
-    assert [group.network for group in groups] == [BASELINE, SE] * 2
-    assert [group.alone for group in groups] == [False, False, True, True]
-    assert [answer.network for answer in groups[0].images[0].answers] == [BASELINE]
-    assert [answer.network for answer in groups[3].images[0].answers] == [SE, BASELINE]
-    assert [answer.predicted for answer in groups[3].images[0].answers] == [1, 0]
-    assert len(main.find_failures([first, second], test, count=1)[0].images) == 1
-
-
 @pytest.mark.parametrize("network", KEYS)
 def test_grad_cam_is_the_reference_packages(trained, network):
     _, _, data, networks = trained
@@ -563,7 +543,7 @@ def test_grad_cam_points_at_the_object(trained, network):
     """The hottest pixel, and the share of the heat, lie in the mask far above chance: its area."""
     _, hardware, data, networks = trained
     model = networks[network].model
-    logits = main.predict(model, data.test.pixels, hardware)
+    logits = main.logits_of(model, data.test.pixels, hardware)
     right = logits.argmax(1) == data.test.labels
     assert right.float().mean() > 0.9
     images = data.test.select(right)

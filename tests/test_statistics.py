@@ -23,9 +23,11 @@ BASELINE, SE = main.NETWORKS[:2]
 def evaluations(right, labels):
     """Evaluations that are right where `right` [seeds, images] says so, else wrong by one class."""
     called = (labels + (~torch.as_tensor(right)).long()) % len(CLASSES)
-    return [
-        main.evaluate(None, torch.eye(len(CLASSES))[row], labels, len(CLASSES)) for row in called
-    ]
+    found = []
+    for row in called:
+        outputs = main.Outputs(torch.zeros(len(labels), 1), torch.eye(len(CLASSES))[row])
+        found.append(main.evaluate(None, outputs, labels, main.HeldOut(outputs, labels)))
+    return found
 
 
 def simulated(rng, seeds, images=300, better=0.0):
@@ -383,7 +385,7 @@ def same_networks(tmp_path_factory):
         path = tmp_path_factory.mktemp("same") / "model.pth"
         job = main.TrainingJob(network, recipe.with_seed(seed), path)
         (one,) = main.train_all([job], data, hardware)
-        logits = main.predict(one.model, data.test.pixels, hardware)
+        logits = main.logits_of(one.model, data.test.pixels, hardware)
         right.append((logits.argmax(1) == data.test.labels).numpy())
     assert (
         0.2 < np.mean(right) < 0.99 and np.std(np.mean(right, 1)) > 0.003

@@ -26,7 +26,7 @@ KEYS = [network.key for network in main.NETWORKS]
 def stressed(trained):
     """The stress tests of the networks that know shapes, by network."""
     settings, hardware, data, networks = trained
-    evaluations = main.evaluate_all(list(networks.values()), data.test, len(data.classes), hardware)
+    evaluations = main.evaluate_all(list(networks.values()), data, hardware)
     results = main.run_stress_tests(evaluations, data, settings, hardware)
     return {one.network.key: one for one in results.networks}
 
@@ -522,7 +522,7 @@ def test_foreign_images_are_told_as_scikit_learn_tells_them():
 
 def test_no_images_are_foreign_to_themselves(trained):
     settings, hardware, data, networks = trained
-    evaluations = main.evaluate_all(list(networks.values()), data.test, 10, hardware)
+    evaluations = main.evaluate_all(list(networks.values()), data, hardware)
     runs = evaluations["baseline"]
     found = main.study_foreign(runs, data.test.pixels, settings, hardware)
     for scores in (found.auroc_by_confidence, found.auroc_by_energy):
