@@ -4441,6 +4441,7 @@ class Calibration:
     brier_score: float
     bin_confidence: np.ndarray  # float64 [bins that hold images]: mean confidence
     bin_accuracy: np.ndarray  # float64 [bins that hold images], 0 to 1
+    bin_images: np.ndarray  # int64 [bins that hold images]
 
 
 @dataclass(frozen=True)
@@ -4471,6 +4472,7 @@ def calibrate(logits: Tensor, labels: Tensor, bins: int) -> Calibration:
         brier_score=float((probabilities - truth).square().sum(1).mean()),
         bin_confidence=(confidence_sum / images)[filled].numpy(),
         bin_accuracy=(correct_sum / images)[filled].numpy(),
+        bin_images=images[filled].long().numpy(),
     )
 
 
@@ -5000,6 +5002,7 @@ class StressResults:
     corrupted: dict[str, np.ndarray]  # by corruption, at severity 3
     official: bool  # whether the corrupted images are CIFAR-10-C's own
     conformal_miss: float  # what share of images sets of classes may miss
+    level: float  # of tests and intervals
 
     def corruption_source(self) -> str:
         return "the published arrays" if self.official else "made by main.py"
@@ -5103,6 +5106,7 @@ def run_stress_tests(
         corrupted=corruptions.examples,
         official=len(data.official) > 0,
         conformal_miss=stress.conformal_miss,
+        level=settings.statistics.level,
     )
 
 
@@ -5613,16 +5617,26 @@ def plot_intervals(
 
 
 def plot_reliability(stress: StressResults) -> Figure:
-    """Of the first seed, since the bins of others lie elsewhere. Calibrated is the diagonal."""
+    """Of the first seed, since the bins of others lie elsewhere. Calibrated is the diagonal.
+
+    With Wilson's intervals, which are wide where a bin holds few images.
+    """
     figure, left, right = two_panels()
     for of_network in stress.networks:
         network = of_network.network
         calibration = of_network.calibration
         for axes, found in ((left, calibration.as_trained[0]), (right, calibration.scaled[0])):
-            accuracy = found.bin_accuracy[None]
-            plot_mean_and_range(axes, found.bin_confidence, accuracy, network, label=network.title)
+            correct = (found.bin_accuracy * found.bin_images).round()
+            low, high = stats.proportion_confint(
+                correct, found.bin_images, alpha=stress.level, method="wilson"
+            )
+            intervals = []
+            for bounds in zip(found.bin_accuracy, low, high, strict=True):
+                intervals.append(Interval(*map(float, bounds)))
+            look = {"label": network.title, "linestyle": "-", "linewidth": 1}
+            plot_intervals(axes, found.bin_confidence, intervals, network, **look)
     for axes, when in ((left, "as trained"), (right, "temperature scaled")):
-        axes.set(title=f"accuracy, {when}", xlabel="confidence", ylim=(-0.03, 1.03))
+        axes.set(title=when, xlabel="confidence", ylabel="accuracy", ylim=(-0.03, 1.03))
         axes.axline((0, 0), slope=1, color="0.4", linestyle=":", zorder=1)
     legend_above(figure, axes)
     return figure
@@ -5688,7 +5702,7 @@ def plot_deletion_insertion(stress: StressResults) -> Figure:
             plot_mean_and_range(right, share, maps.insertion[None], network, **look)
     for axes, name in ((left, "deletion"), (right, "insertion")):
         axes.set(
-            title=f"probability, {name}", xlabel="pixels, hottest first (%)", ylim=(-0.03, 1.03)
+            title=name, xlabel="pixels, hottest first (%)", ylabel="probability", ylim=(-0.03, 1.03)
         )
     legend_above(figure, axes)
     return figure
@@ -5714,8 +5728,13 @@ def plot_accuracy(results: Results) -> Figure:
     return figure
 
 
-def plot_seeds(results: Results) -> Figure:
-    """Left each seed's networks, joined; right each seed's change, and the mean change."""
+def plot_seeds(results: Results) -> Figure | None:
+    """Left each seed's networks, joined; right each seed's change, and the mean change.
+
+    None of one seed, whose axes would make a cliff of any difference.
+    """
+    if results.settings.seeds == 1:
+        return None
     figure = new_figure(0.42 * PAGE)
     left, right = figure.subplots(1, 2)
     titles = [of_network.network.title for of_network in results.networks]

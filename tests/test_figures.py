@@ -41,9 +41,31 @@ def test_every_figure_can_be_drawn_and_has_a_name_of_its_own(results, style):
     assert len(names) == len(set(names)) > 20
     for name, plot in drawn:
         figure = plot()
-        assert figure is not None or name == "label_suspects"
+        assert figure is not None or name in ("label_suspects", "seeds")
         if figure is not None:
             figure.savefig(io.BytesIO(), format="png", dpi=20)
+
+
+def test_one_seed_has_no_figure_of_seeds(results, tiny_run):
+    assert results.settings.seeds == 1 and main.plot_seeds(results) is None
+    assert not (tiny_run / "plots" / "seeds.png").exists()
+
+
+def test_bins_of_few_images_show_how_little_they_say(results, style):
+    stress = results.stress
+    calibration = dataclasses.replace(
+        stress.networks[0].calibration.as_trained[0],
+        bin_confidence=np.array([0.3, 0.9]),
+        bin_accuracy=np.array([0.0, 0.9]),
+        bin_images=np.array([1, 1000]),
+    )
+    scores = dataclasses.replace(stress.networks[0].calibration, as_trained=(calibration,))
+    network = dataclasses.replace(stress.networks[0], calibration=scores)
+    figure = main.plot_reliability(dataclasses.replace(stress, networks=(network,)))
+    (bars,) = figure.axes[0].containers
+    heights = [segment[1, 1] - segment[0, 1] for segment in bars[2][0].get_segments()]
+    assert heights[0] > 0.7 and heights[1] < 0.04
+    assert figure.axes[0].get_ylabel() == "accuracy"
 
 
 def test_a_figure_is_the_same_whatever_its_reader_has_set(results):
