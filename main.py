@@ -338,6 +338,9 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     settings = tyro.cli(Settings, prog="main.py", description=about, args=arguments, config=style)
     check_ranges(settings)
     check_combinations(settings)
+    given = sys.argv[1:] if arguments is None else arguments
+    if "--predict" in given and not settings.predict:
+        refuse_settings("predict", "names no picture")
     data_dir = expand_home("data_dir", settings.data_dir)
     output_dir = settings.output_dir
     if output_dir is not None:
@@ -4397,17 +4400,15 @@ def score_attacks(
             change = tuple(
                 judge(gains[:, k], resolution, settings).interval for k in range(len(epsilons))
             )
-        robust = []
-        for k in range(len(epsilons)):
-            robust.append(
-                score(np.mean, [(100.0 * one.withstood[k],) for one in of_seeds], settings)
-            )
+        images = withstood[key].shape[2]
+        counts = withstood[key].sum(2)  # [seeds, epsilons]
+        intervals = [share_interval(found, images, settings.statistics) for found in counts.T]
         scores[key] = AttackScores(
             epsilons=epsilons,
             clean=np.array([100 * one.clean.mean() for one in of_seeds]),
-            robust=np.column_stack([one.by_seed for one in robust]),
+            robust=100 * counts / images,
             transferred=100 * transferred.mean(2),
-            intervals=tuple(one.interval for one in robust),
+            intervals=tuple(intervals),
             median_epsilon=score(
                 partial(median_epsilon, epsilons=epsilons),
                 [(one.clean, one.withstood.T) for one in of_seeds],

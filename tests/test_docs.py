@@ -4,7 +4,6 @@ Commands run as written; the paper compiles, and its text is right, whatever was
 """
 
 import dataclasses
-import math
 import os
 import re
 import shutil
@@ -69,7 +68,7 @@ def test_the_readme_names_every_option():
 
 
 def test_the_readmes_python_runs(tiny_run, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(code.replace("import main\n\n", "").splitlines()) == 5
     code = code.replace("parse_settings([])", f"parse_settings({tiny(tiny_run)})")
     names = {"main": main, "pixels": main.draw_shapes(7, 0).pixels}
@@ -235,26 +234,20 @@ def test_the_reports_text_is_right_whichever_way_it_fell(
     assert "Stress tests" not in text and "What the attention learnt" not in text
 
 
-class ECABlock(main.ChannelAttention):
-    """Efficient Channel Attention (Wang et al., CVPR 2020): a convolution over channels' means."""
-
-    def __init__(self, channels, recipe):
-        super().__init__()
-        size = (
-            int((math.log2(channels) + 1) / 2) // 2 * 2 + 1
-        )  # the odd number at or above section 3.2's
-        self.mix = torch.nn.Conv1d(1, 1, size, padding=size // 2, bias=False)
-
-    def gate_logits(self, channel_means):
-        return self.mix(channel_means[:, None])[:, 0]
+def readmes_network():
+    """The README's example of a third network, as it is written there."""
+    text = (ROOT / "README.md").read_text()
+    _, code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = dict(vars(main))
+    exec(code, names)
+    (line,) = re.findall(r"^`(Network\(.*\))`", text, re.MULTILINE)
+    return eval(line, names)
 
 
 def test_a_third_network_is_a_class_and_a_line(tmp_path, monkeypatch):
     """It goes through training, stress tests, tables and figures to the paper; with two seeds, so
     that all sections show."""
-    eca = main.Network(
-        "eca", "ECA", "#DDAA33", "^", main.with_attention(ECABlock), "ECA after each stage"
-    )
+    eca = readmes_network()
     monkeypatch.setattr(main, "NETWORKS", [*main.NETWORKS, eca])
     main.main(tiny(tmp_path / "run", *STRESS, "--seeds", "2"))
     found = comparison(tmp_path / "run")

@@ -477,6 +477,13 @@ def test_what_is_no_picture_costs_a_line(tiny_run, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "run" / "predictions").iterdir()] == ["good.png"]
 
 
+def test_no_picture_at_all_is_a_usage_error(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main.main(tiny(tmp_path, "--predict"))
+    assert ended.value.code == 2 and not list(tmp_path.iterdir())
+    assert "argument --predict: names no picture" in capsys.readouterr().err
+
+
 def test_pictures_without_trained_networks_say_what_to_run(tiny_run, tmp_path, capsys):
     Image.fromarray(gradient(40, 40)).save(tmp_path / "good.png")
     picture = ["--predict", str(tmp_path / "good.png")]
