@@ -5757,8 +5757,11 @@ def plot_seeds(results: Results) -> Figure | None:
         right.axhspan(mean.low, mean.high, color=colour, alpha=0.2, linewidth=0, label=band)
         right.axhline(mean.value, color=colour, label=f"mean {mean.value:+.2f}")
     right.axhline(0, color="black", linewidth=1)
+    margin = results.settings.statistics.margin
+    for bound, label in ((-margin, f"margin of {margin:g}"), (margin, None)):
+        right.axhline(bound, color="black", linestyle=":", linewidth=1, label=label)
     right.set(xlabel="seed", xticks=seeds, ylabel=f"change from {titles[0]} (points)", ymargin=0.15)
-    figure.legend(loc="outside upper right", ncols=3)
+    figure.legend(loc="outside upper right", ncols=2)
     return figure
 
 
@@ -5814,7 +5817,7 @@ def plot_associations(results: Results) -> Figure:
             network = association.network
             places = np.arange(1, 6) + shift
             plot_intervals(axes, places, association.error, network, label=network.title)
-        name = attribute.replace(" from", "\nfrom")
+        name = attribute.replace("from the", "from\nthe")
         axes.set(xlabel=f"{name}\n(fifths)", xticks=range(1, 6), ylim=(0, None))
     for axes in panels.flat[len(by_attribute) :]:
         axes.set_axis_off()
