@@ -3139,6 +3139,11 @@ def class_means(held_out: HeldOut) -> Tensor:
     return torch.stack(means).nan_to_num()  # a class may have no validation image
 
 
+def distance_from_any_class(features: Tensor, means: Tensor) -> Tensor:
+    """From features [N, C] to the nearest of the classes' means [classes, C]: float32 [N]."""
+    return torch.cdist(features, means).amin(1)
+
+
 def distance_from_class(runs: Runs, labels: Tensor) -> Attribute:
     """How far images lie from their class's mean in the network's features; mean over seeds."""
     distances = []
@@ -4551,13 +4556,20 @@ def false_positives(familiarity: np.ndarray, is_own: np.ndarray) -> float:
 
 
 @dataclass(frozen=True)
-class ForeignScores:
-    """How well a network tells foreign images from the test images."""
+class Detection:
+    """How well a measure of familiarity tells foreign images from the test images."""
 
-    auroc_by_confidence: Score
-    auroc_by_energy: Score
-    false_positives_by_confidence: Score
-    false_positives_by_energy: Score
+    auroc: Score
+    false_positives: Score
+
+
+@dataclass(frozen=True)
+class ForeignScores:
+    """By each measure."""
+
+    by_confidence: Detection
+    by_energy: Detection
+    by_distance: Detection  # from the nearest class's mean, as --predict warns of it
 
 
 @dataclass(frozen=True)
@@ -4668,17 +4680,26 @@ def study_foreign(
     """Test images against foreign ones, uint8 [N, 32, 32, 3]."""
     by_confidence = []
     by_energy = []
+    by_distance = []
     for run in runs:
-        logits = torch.cat([run.logits, logits_of(run.trained.model, pixels, hardware)])
+        outputs = outputs_of(run.trained.model, pixels, hardware)
+        logits = torch.cat([run.logits, outputs.logits])
+        features = torch.cat([run.features, outputs.features])
+        distance = distance_from_any_class(features, class_means(run.held_out))
         is_own = np.arange(len(logits)) < len(run.logits)
         by_confidence.append((confidence_as_trained(logits), is_own))
         by_energy.append((energy(logits), is_own))
+        by_distance.append((-distance.numpy(), is_own))
     return ForeignScores(
-        auroc_by_confidence=score(auroc, by_confidence, settings),
-        auroc_by_energy=score(auroc, by_energy, settings),
-        false_positives_by_confidence=score(false_positives, by_confidence, settings),
-        false_positives_by_energy=score(false_positives, by_energy, settings),
+        by_confidence=detect(by_confidence, settings),
+        by_energy=detect(by_energy, settings),
+        by_distance=detect(by_distance, settings),
     )
+
+
+def detect(by_seed: Sequence[tuple[np.ndarray, np.ndarray]], settings: Settings) -> Detection:
+    """From each seed's familiarity and which images are own."""
+    return Detection(score(auroc, by_seed, settings), score(false_positives, by_seed, settings))
 
 
 def study_conformal(
@@ -5190,11 +5211,6 @@ def know(run: Evaluation, share: float) -> Familiar:
     )
 
 
-def distance_from_any_class(features: Tensor, means: Tensor) -> Tensor:
-    """From features [N, C] to the nearest of the classes' means [classes, C]: float32 [N]."""
-    return torch.cdist(features, means).amin(1)
-
-
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
     """Of all bits of the weights."""
     digest = hashlib.sha256()
@@ -5427,16 +5443,13 @@ def measure_doubt(scores: DoubtScores) -> Measured:
     yield SELECTION_AREA.at("without_norm", "without norm"), scores.without_norm.area
     for name, of_foreign in scores.foreign.items():
         key = re.sub(r"\W", "_", name.lower())
-        for by, told, passed in (
-            (
-                "confidence",
-                of_foreign.auroc_by_confidence,
-                of_foreign.false_positives_by_confidence,
-            ),
-            ("energy", of_foreign.auroc_by_energy, of_foreign.false_positives_by_energy),
+        for by, found in (
+            ("confidence", of_foreign.by_confidence),
+            ("energy", of_foreign.by_energy),
+            ("distance", of_foreign.by_distance),
         ):
-            yield AUROC.at(f"{key}_by_{by}", f"{name} by {by}"), told
-            yield FALSE_POSITIVES.at(f"{key}_by_{by}", f"{name} by {by}"), passed
+            yield AUROC.at(f"{key}_by_{by}", f"{name} by {by}"), found.auroc
+            yield FALSE_POSITIVES.at(f"{key}_by_{by}", f"{name} by {by}"), found.false_positives
     conformal = scores.conformal
     yield SET_COVERAGE.at("clean", "clean"), conformal.coverage
     yield SET_SIZE.at("clean", "clean"), conformal.size

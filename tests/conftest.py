@@ -91,7 +91,7 @@ def trained(tmp_path_factory):
     output = tmp_path_factory.mktemp("trained")
     arguments = (
         "--dataset shapes --shapes-train 2500 --shapes-test 400 --epochs 10 --batch-size 64 "
-        "--stem 8 --widths 32 64 64 --stress-images 200 --curve-images 60"
+        "--stem 8 --widths 32 64 64 --stress-images 200 --curve-images 60 --precision fp32"
     ).split()
     settings = main.parse_settings([*arguments, "--output-dir", str(output)])
     hardware = main.prepare_machine(settings)

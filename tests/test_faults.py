@@ -596,10 +596,12 @@ def half_done(tmp_path_factory):
     whole = fingerprint(output)
     (output / "models" / "baseline_model.pth").rename(output / "models" / "kept")
     patch = pytest.MonkeyPatch()
-    real = main.predict
+    real = main.logits_of
     calls = []
     patch.setattr(
-        main, "predict", lambda *a: calls.append(0) or (sys.exit(9) if len(calls) > 2 else real(*a))
+        main,
+        "logits_of",
+        lambda *a: calls.append(0) or (sys.exit(9) if len(calls) > 2 else real(*a)),
     )
     with pytest.raises(SystemExit):
         main.main(tiny(output, "--epochs", "4"))

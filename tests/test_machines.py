@@ -409,7 +409,7 @@ def test_the_whole_benchmark_has_a_published_result_beside_it(tiny_run):
         (False, None, False),
     ):
         tried = {name: pixels for name, pixels in corrupted.items() if name != left_out}
-        stress = main.StressResults((), (), np.zeros(()), tried, official, 0.1)
+        stress = main.StressResults((), (), np.zeros(()), tried, official, 0.1, 0.05)
         assert ("73.46 %" in stress.reference()) == told
         assert stress.mean_is_over().startswith("14" if left_out else "15")
 

@@ -83,7 +83,7 @@ def test_every_number_has_a_range_and_every_default_lies_in_it():
     """So that a new option without one is noticed."""
     for name, default, hint in options():
         numbers = default if isinstance(default, tuple) else (default,)
-        if type(numbers[0]) in (int, float):
+        if numbers and type(numbers[0]) in (int, float):
             (allowed,) = [part for part in hint.__metadata__ if isinstance(part, main.Between)]
             assert all(allowed.least <= number <= allowed.most for number in numbers), name
 

@@ -525,22 +525,25 @@ def test_no_images_are_foreign_to_themselves(trained):
     evaluations = main.evaluate_all(list(networks.values()), data, hardware)
     runs = evaluations["baseline"]
     found = main.study_foreign(runs, data.test.pixels, settings, hardware)
-    for scores in (found.auroc_by_confidence, found.auroc_by_energy):
-        assert scores.by_seed[0] == pytest.approx(50, abs=1e-6)
-        assert scores.interval.low < 50 < scores.interval.high
-    for scores in (found.false_positives_by_confidence, found.false_positives_by_energy):
-        assert scores.by_seed[0] == pytest.approx(95, abs=1)
+    for by in (found.by_confidence, found.by_energy, found.by_distance):
+        assert by.auroc.by_seed[0] == pytest.approx(50, abs=1e-6)
+        assert by.auroc.interval.low < 50 < by.auroc.interval.high
+        assert by.false_positives.by_seed[0] == pytest.approx(95, abs=1)
     others = main.draw_shapes(400, 77).pixels  # drawn as the test images are
     found = main.study_foreign(runs, others, settings, hardware)
-    assert found.auroc_by_confidence.by_seed[0] == pytest.approx(50, abs=5)
+    for by in (found.by_confidence, found.by_energy, found.by_distance):
+        assert by.auroc.by_seed[0] == pytest.approx(50, abs=5)
 
 
-def test_noise_is_foreign(trained, stressed):
+def test_noise_is_foreign(stressed):
+    """By the distance from what was learnt; of some networks' confidence that can't be said: one
+    that was trained in bfloat16 was surer of noise than of shapes."""
     for one in stressed.values():
         assert set(one.doubt.foreign) == {"noise"}
         found = one.doubt.foreign["noise"]
-        assert found.auroc_by_confidence.by_seed[0] > 80
-        assert found.auroc_by_confidence.interval.low > 75
+        assert found.by_distance.auroc.by_seed[0] > 98
+        assert found.by_distance.auroc.interval.low > 97
+        assert found.by_distance.false_positives.by_seed[0] < 10
 
 
 def test_scores_have_intervals_over_images_or_seeds():
