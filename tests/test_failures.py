@@ -242,12 +242,12 @@ def test_where_nothing_makes_them_fail_nothing_is_claimed(dossier):
 
 def test_a_planted_weakness_is_found(tmp_path):
     """Networks that have never seen a dark ground fail on dark images, and that is said."""
-    arguments = tiny(tmp_path, "--shapes-train", "2500", "--shapes-test", "600", "--epochs", "8")
+    arguments = tiny(tmp_path, "--shapes-train", "4000", "--shapes-test", "1000", "--epochs", "8")
     settings = main.parse_settings([*arguments, "--widths", "32", "64", "64"])
     hardware = main.prepare_machine(settings)
     data = main.load_data(settings)
     ground = data.train.pixels.double().numpy()[:, [0, 0, -1, -1], [0, -1, 0, -1]].mean((1, 2))
-    bright = torch.from_numpy(ground > 110)
+    bright = torch.from_numpy(ground > 140)
     split = data.splits[42]
     kept = main.Split(*(part[bright[part]] for part in (split.training, split.validation)))
     data = dataclasses.replace(data, splits={42: kept})
@@ -255,7 +255,7 @@ def test_a_planted_weakness_is_found(tmp_path):
     evaluations = main.evaluate_all(trained, data, hardware)
     failures = main.study_failures(evaluations, data, settings)
     by_attribute = {group[0].attribute: group for group in failures.common}
-    assert by_attribute["brightness"][0].correlation.high < 0
+    assert by_attribute["brightness"][0].correlation.high < -0.2
     assert "less brightness" in main.say_common(failures.common)
 
 
