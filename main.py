@@ -3282,6 +3282,8 @@ def study_labels(
 ) -> LabelSuspects:
     """Accuracy and verdict on the images whose labels are not suspected."""
     suspects = find_suspects(evaluations, test)
+    if len(suspects) == len(test):
+        suspects = []  # networks that are always wrong say nothing about labels
     kept = np.ones(len(test), bool)
     kept[[suspect.index for suspect in suspects]] = False
     first_key = NETWORKS[0].key
