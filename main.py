@@ -247,10 +247,10 @@ class StressSettings:
 
     stress: Literal["full", "quick", "off"] = "full"
     """stress tests; quick takes an eighth of the images"""
-    stress_images: Annotated[int, Between(50)] = 1000
-    """test images to corrupt, the first of each class"""
-    attack_images: Annotated[int, Between(10)] = 400
-    """test images to attack, the first of each class"""
+    stress_images: Annotated[int | None, Between(50)] = None
+    """test images to corrupt, the first of each class; without it 1000, of shapes 500"""
+    attack_images: Annotated[int | None, Between(10)] = None
+    """test images to attack, the first of each class; without it 400, of shapes 150"""
     epsilons: Annotated[tuple[float, ...], Between(0.01, 255)] = (0.25, 0.5, 1, 2, 4, 8)
     """largest change of a pixel by an attack, of 255"""
     attack_targets: Annotated[int, Between(1, 9)] = 3
@@ -315,6 +315,18 @@ class Settings:
             return Path("output")
         return Path("output", self.recipe.dataset)
 
+    def images_to_corrupt(self) -> int:
+        """Before the share that --stress takes."""
+        if self.stress_tests.stress_images is not None:
+            return self.stress_tests.stress_images
+        return 1000 if self.recipe.dataset == "cifar10" else 500
+
+    def images_to_attack(self) -> int:
+        """Likewise. Drawn shapes withstand attacks for longer, which takes more time."""
+        if self.stress_tests.attack_images is not None:
+            return self.stress_tests.attack_images
+        return 400 if self.recipe.dataset == "cifar10" else 150
+
     def all_seeds(self) -> range:
         return range(self.recipe.seed, self.recipe.seed + self.seeds)
 
@@ -370,7 +382,7 @@ def check_ranges(settings: Any) -> None:
         if dataclasses.is_dataclass(value):
             check_ranges(value)
         for allowed in getattr(hints[setting.name], "__metadata__", ()):
-            if isinstance(allowed, Between):
+            if isinstance(allowed, Between) and value is not None:
                 check_range(setting.name, value, allowed)
 
 
@@ -5095,9 +5107,9 @@ def run_stress_tests(
     stress = settings.stress_tests
     if stress.share() == 0:
         return None
-    index = first_images(data, stress.stress_images, stress)
+    index = first_images(data, settings.images_to_corrupt(), stress)
     images = data.test.select(index)
-    attacked_images = data.test.select(first_images(data, stress.attack_images, stress))
+    attacked_images = data.test.select(first_images(data, settings.images_to_attack(), stress))
     few = data.test.select(first_images(data, stress.curve_images, stress))
 
     corruptions = study_corruptions(evaluations, data, index, settings, hardware)
@@ -5303,8 +5315,8 @@ def collect(
         train=len(split.training),
         validation=len(split.validation),
         test=len(data.test),
-        corrupted=len(first_images(data, stress_settings.stress_images, stress_settings)),
-        attacked=len(first_images(data, stress_settings.attack_images, stress_settings)),
+        corrupted=len(first_images(data, settings.images_to_corrupt(), stress_settings)),
+        attacked=len(first_images(data, settings.images_to_attack(), stress_settings)),
     )
     verdicts = [say_verdict(comparison, data.classes, settings) for comparison in comparisons]
     return Results(

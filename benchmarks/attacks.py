@@ -109,7 +109,7 @@ def run(settings: main.Settings) -> None:
     trained = [main.load_trained(job.path, job, 10, settings.precision) for job in jobs]
     for one in trained:
         one.model.to(hardware.device)
-    index = main.first_images(data, settings.stress_tests.attack_images, settings.stress_tests)
+    index = main.first_images(data, settings.images_to_attack(), settings.stress_tests)
     images = data.test.select(index)
     print(f"{hardware.description}; {len(images)} test images, accuracy (%) that is left")
     print("| network | seed | ε | main.py | APGD-CE | + APGD-DLR | + Square | s (both ε) | s |")
