@@ -3211,15 +3211,20 @@ def rank_correlate(values: np.ndarray, others: np.ndarray, level: float) -> tupl
     return interval, float(found.pvalue)
 
 
+def by_attribute(associations: Sequence[Association]) -> dict[str, list[Association]]:
+    """The networks' associations under each attribute's name."""
+    grouped: dict[str, list[Association]] = {}
+    for association in associations:
+        grouped.setdefault(association.attribute, []).append(association)
+    return grouped
+
+
 def common_to_all(associations: Sequence[Association], level: float) -> list[list[Association]]:
     """By attribute the associations of all networks, where all fail with it; strongest first.
 
     An attribute's p is the largest of the networks'; Holm's method corrects it over attributes.
     """
-    by_attribute: dict[str, list[Association]] = {}
-    for association in associations:
-        by_attribute.setdefault(association.attribute, []).append(association)
-    groups = list(by_attribute.values())
+    groups = list(by_attribute(associations).values())
     corrected = holm([max(one.p for one in group) for group in groups], level)
     found = []
     for group, p in zip(groups, corrected, strict=True):
@@ -5831,14 +5836,12 @@ def plot_transitions(results: Results) -> Figure:
 
 def plot_associations(results: Results) -> Figure:
     """Each network's error by fifths of each attribute, with intervals."""
-    by_attribute: dict[str, list[Association]] = {}
-    for association in results.failures.associations:
-        by_attribute.setdefault(association.attribute, []).append(association)
-    rows = math.ceil(len(by_attribute) / 5)
-    columns = math.ceil(len(by_attribute) / rows)
+    grouped = by_attribute(results.failures.associations)
+    rows = math.ceil(len(grouped) / 5)
+    columns = math.ceil(len(grouped) / rows)
     figure = new_figure(0.3 + 1.5 * rows)
     panels = figure.subplots(rows, columns, squeeze=False)
-    for axes, (attribute, of_networks) in zip(panels.flat, by_attribute.items(), strict=False):
+    for axes, (attribute, of_networks) in zip(panels.flat, grouped.items(), strict=False):
         for k, association in enumerate(of_networks):
             shift = 0.15 * (k - (len(of_networks) - 1) / 2)
             network = association.network
@@ -5846,7 +5849,7 @@ def plot_associations(results: Results) -> Figure:
             plot_intervals(axes, places, association.error, network, label=network.title)
         name = attribute.replace("from the", "from\nthe")
         axes.set(xlabel=f"{name}\n(fifths)", xticks=range(1, 6), ylim=(0, None))
-    for axes in panels.flat[len(by_attribute) :]:
+    for axes in panels.flat[len(grouped) :]:
         axes.set_axis_off()
     for axes in panels[:, 0]:
         axes.set(ylabel="error (%)")
