@@ -2330,6 +2330,14 @@ class HeldOut:
     outputs: Outputs
     labels: Tensor
 
+    @cached_property
+    def class_means(self) -> Tensor:
+        """The mean features of each class: float32 [classes, C]."""
+        means = []
+        for label in range(self.outputs.logits.shape[1]):
+            means.append(self.outputs.features[self.labels == label].mean(0))
+        return torch.stack(means).nan_to_num()  # a class may have no validation image
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -2540,16 +2548,17 @@ def accuracy_intervals(runs: Runs, settings: StatisticsSettings) -> AccuracyInte
 
 def share_interval(counts: np.ndarray, images: int, settings: StatisticsSettings) -> Interval:
     """The share of `images` in percent that `counts` [seeds] are, as a mean over seeds."""
-    shares = 100 * counts / max(1, images)
-    mean = float(shares.mean())
-    if len(shares) == 1:
-        low, high = stats.proportion_confint(
-            counts[0], images, alpha=settings.level, method="wilson"
-        )
-        return Interval(mean, 100 * float(low), 100 * float(high))
-    interval = t_test(shares, 100 / images).interval(1 - settings.level)
+    if len(counts) == 1:
+        return wilson_interval(counts[0], images, settings.level)
+    interval = t_test(100 * counts / images, 100 / images).interval(1 - settings.level)
     low, high = np.clip([interval.low, interval.high], 0, 100).tolist()
-    return Interval(mean, low, high)
+    return Interval(interval.value, low, high)
+
+
+def wilson_interval(count: float, of: int, level: float) -> Interval:
+    """The share of `of` in percent that `count` is, with the score interval of Wilson (1927)."""
+    low, high = stats.proportion_confint(count, of, alpha=level, method="wilson")
+    return Interval(100 * float(count) / max(1, of), 100 * float(low), 100 * float(high))
 
 
 @dataclass(frozen=True)
@@ -2656,6 +2665,18 @@ def judge(change: np.ndarray, resolution: float, settings: Settings) -> Differen
     return decide(difference, statistics.level)
 
 
+def judge_answers(change: np.ndarray, settings: Settings) -> Difference:
+    """The same in percentage points, of `change` [seeds, images] of -1, 0 and 1.
+
+    Where there is one seed, p is that of McNemar's exact test.
+    """
+    difference = judge(100 * change, 100 / change.shape[1], settings)
+    if len(change) > 1:
+        return difference
+    p = mcnemar_p(*count_changes(change[0]))
+    return decide(dataclasses.replace(difference, p=p, p_holm=p), settings.statistics.level)
+
+
 def decide(difference: Difference, level: float) -> Difference:
     """The difference with its verdict."""
     is_within_margin = difference.margin_p_holm < level
@@ -2701,10 +2722,9 @@ def compare_group(change: np.ndarray, settings: Settings) -> GroupComparison:
     statistics = settings.statistics
     images = change.shape[1]
     tests = tuple(compare_one_seed(row, seed, statistics) for row in change)
-    difference = judge(100 * change, 100 / images, settings)
+    difference = judge_answers(change, settings)
     if len(change) == 1:
-        exact = dataclasses.replace(difference, p=tests[0].p, p_holm=tests[0].p)
-        return GroupComparison(decide(exact, statistics.level), tests, None)
+        return GroupComparison(difference, tests, None)
     spread = analyse_spread(100 * change)
     deviation = t_test(100 * change.mean(1), 100 / images).standard_deviation
     both = bootstrap(100 * change, seed, statistics)
@@ -2719,13 +2739,22 @@ def compare_group(change: np.ndarray, settings: Settings) -> GroupComparison:
 
 def compare_one_seed(change: np.ndarray, seed: int, settings: StatisticsSettings) -> SeedTest:
     """McNemar's test and the paired bootstrap on `change` [images] of -1, 0 and 1."""
-    gained = int((change > 0).sum())
-    lost = int((change < 0).sum())
-    p = 1.0
-    if gained + lost > 0:
-        p = float(stats.mcnemar([[0, gained], [lost, 0]], exact=True).pvalue)
+    gained, lost = count_changes(change)
+    p = mcnemar_p(gained, lost)
     interval = bootstrap(100 * change[None], seed, settings).interval(1 - settings.level)
     return SeedTest(gained, lost, p, p, interval)
+
+
+def count_changes(change: np.ndarray) -> tuple[int, int]:
+    """How many of `change` [images] are above 0, and how many below."""
+    return int((change > 0).sum()), int((change < 0).sum())
+
+
+def mcnemar_p(gained: int, lost: int) -> float:
+    """Of no difference: McNemar's test, exact."""
+    if gained + lost == 0:
+        return 1.0
+    return float(stats.mcnemar([[0, gained], [lost, 0]], exact=True).pvalue)
 
 
 def analyse_spread(change: np.ndarray) -> Spread:
@@ -2799,8 +2828,7 @@ def share_of_better_seeds(gains: np.ndarray, level: float) -> Interval:
     The probability of outperforming (Bouthillier et al., MLSys 2021).
     """
     better = float((gains > 0).sum() + (gains == 0).sum() / 2)
-    low, high = stats.proportion_confint(better, len(gains), alpha=level, method="wilson")
-    return Interval(100 * better / len(gains), 100 * float(low), 100 * float(high))
+    return wilson_interval(better, len(gains), level)
 
 
 def correct_by_holm(groups: Sequence[GroupComparison], level: float) -> list[GroupComparison]:
@@ -3096,7 +3124,7 @@ def p_of_changes(mistakes: np.ndarray, first: np.ndarray, settings: Settings) ->
     change = mistakes.astype(int) - first.astype(int)
     ps = []
     for k in range(change.shape[1]):
-        ps.append(compare_group(change[:, k], settings).difference.p)
+        ps.append(judge_answers(change[:, k], settings).p)
     return tuple(holm(ps, settings.statistics.level))
 
 
@@ -3142,15 +3170,6 @@ def colourfulness(rgb: np.ndarray) -> np.ndarray:
     return spread + 0.3 * strength
 
 
-def class_means(held_out: HeldOut) -> Tensor:
-    """The mean features of each class's validation images: float32 [classes, C]."""
-    features = held_out.outputs.features
-    means = []
-    for label in range(held_out.outputs.logits.shape[1]):
-        means.append(features[held_out.labels == label].mean(0))
-    return torch.stack(means).nan_to_num()  # a class may have no validation image
-
-
 def distance_from_any_class(features: Tensor, means: Tensor) -> Tensor:
     """From features [N, C] to the nearest of the classes' means [classes, C]: float32 [N]."""
     return torch.cdist(features, means).amin(1)
@@ -3160,7 +3179,7 @@ def distance_from_class(runs: Runs, labels: Tensor) -> Attribute:
     """How far images lie from their class's mean in the network's features; mean over seeds."""
     distances = []
     for run in runs:
-        means = class_means(run.held_out)[labels]
+        means = run.held_out.class_means[labels]
         distances.append((run.features - means).norm(dim=1).double())
     return Attribute("distance from the class mean", torch.stack(distances).mean(0).numpy())
 
@@ -3314,7 +3333,7 @@ def study_labels(
         accuracy[key] = share_interval(of_network.sum(1), images, settings.statistics)
         if key != first_key:
             change = of_network - correct[first_key]
-            differences[key] = compare_group(change, settings).difference
+            differences[key] = judge_answers(change, settings)
     return LabelSuspects(tuple(suspects), accuracy, differences)
 
 
@@ -4464,8 +4483,8 @@ class Calibration:
     error: float  # expected calibration error in percent (Guo et al., ICML 2017)
     negative_log_likelihood: float
     brier_score: float
-    bin_confidence: np.ndarray  # float64 [bins that hold images]: mean confidence
-    bin_accuracy: np.ndarray  # float64 [bins that hold images], 0 to 1
+    bin_confidence: np.ndarray  # float64 [bins that hold images]: mean, 0 to 1
+    bin_correct: np.ndarray  # int64 [bins that hold images]
     bin_images: np.ndarray  # int64 [bins that hold images]
 
 
@@ -4496,7 +4515,7 @@ def calibrate(logits: Tensor, labels: Tensor, bins: int) -> Calibration:
         negative_log_likelihood=float(F.cross_entropy(logits, labels)),
         brier_score=float((probabilities - truth).square().sum(1).mean()),
         bin_confidence=(confidence_sum / images)[filled].numpy(),
-        bin_accuracy=(correct_sum / images)[filled].numpy(),
+        bin_correct=correct_sum[filled].long().numpy(),
         bin_images=images[filled].long().numpy(),
     )
 
@@ -4704,7 +4723,7 @@ def study_foreign(
         outputs = outputs_of(run.trained.model, pixels, hardware)
         logits = torch.cat([run.logits, outputs.logits])
         features = torch.cat([run.features, outputs.features])
-        distance = distance_from_any_class(features, class_means(run.held_out))
+        distance = distance_from_any_class(features, run.held_out.class_means)
         is_own = np.arange(len(logits)) < len(run.logits)
         by_confidence.append((confidence_as_trained(logits), is_own))
         by_energy.append((energy(logits), is_own))
@@ -5215,12 +5234,12 @@ class Familiar:
 
     fingerprint: str  # of these weights
     temperature: float
-    class_means: list[list[float]]  # [classes][C]: see `class_means`
+    class_means: list[list[float]]  # [classes][C]: of the validation images
     limit: float  # within which --familiar-share of the test images lie from the nearest mean
 
 
 def know(run: Evaluation, share: float) -> Familiar:
-    means = class_means(run.held_out)
+    means = run.held_out.class_means
     distances = distance_from_any_class(run.features, means)
     return Familiar(
         fingerprint=fingerprint(run.trained.checkpoint.state_dict),
@@ -5659,17 +5678,13 @@ def plot_reliability(stress: StressResults) -> Figure:
         network = of_network.network
         calibration = of_network.calibration
         for axes, found in ((left, calibration.as_trained[0]), (right, calibration.scaled[0])):
-            correct = (found.bin_accuracy * found.bin_images).round()
-            low, high = stats.proportion_confint(
-                correct, found.bin_images, alpha=stress.level, method="wilson"
-            )
             intervals = []
-            for bounds in zip(found.bin_accuracy, low, high, strict=True):
-                intervals.append(Interval(*map(float, bounds)))
+            for correct, images in zip(found.bin_correct, found.bin_images, strict=True):
+                intervals.append(wilson_interval(correct, images, stress.level))
             look = {"label": network.title, "linestyle": "-", "linewidth": 1}
-            plot_intervals(axes, found.bin_confidence, intervals, network, **look)
+            plot_intervals(axes, 100 * found.bin_confidence, intervals, network, **look)
     for axes, when in ((left, "as trained"), (right, "temperature scaled")):
-        axes.set(title=when, xlabel="confidence", ylabel="accuracy", ylim=(-0.03, 1.03))
+        axes.set(title=when, xlabel="confidence (%)", ylabel="accuracy (%)", ylim=(-3, 103))
         axes.axline((0, 0), slope=1, color="0.4", linestyle=":", zorder=1)
     legend_above(figure, axes)
     return figure

@@ -56,7 +56,7 @@ def test_bins_of_few_images_show_how_little_they_say(results, style):
     calibration = dataclasses.replace(
         stress.networks[0].calibration.as_trained[0],
         bin_confidence=np.array([0.3, 0.9]),
-        bin_accuracy=np.array([0.0, 0.9]),
+        bin_correct=np.array([0, 900]),
         bin_images=np.array([1, 1000]),
     )
     scores = dataclasses.replace(stress.networks[0].calibration, as_trained=(calibration,))
@@ -64,8 +64,8 @@ def test_bins_of_few_images_show_how_little_they_say(results, style):
     figure = main.plot_reliability(dataclasses.replace(stress, networks=(network,)))
     (bars,) = figure.axes[0].containers
     heights = [segment[1, 1] - segment[0, 1] for segment in bars[2][0].get_segments()]
-    assert heights[0] > 0.7 and heights[1] < 0.04
-    assert figure.axes[0].get_ylabel() == "accuracy"
+    assert heights[0] > 70 and heights[1] < 4
+    assert figure.axes[0].get_ylabel() == "accuracy (%)"
 
 
 def test_a_figure_is_the_same_whatever_its_reader_has_set(results):
