@@ -5583,8 +5583,8 @@ def plot_training_curves(results: Results, of_network: NetworkResults) -> Figure
     plot_history(
         right, of_network, lambda log: log.validation_accuracy, lambda log: log.train_accuracy
     )
-    left.set(title="loss", ylim=history_limits(results, EpochLog.losses))
-    right.set(title="accuracy (%)", ylim=history_limits(results, EpochLog.accuracies))
+    left.set(ylabel="loss", ylim=history_limits(results, EpochLog.losses))
+    right.set(ylabel="accuracy (%)", ylim=history_limits(results, EpochLog.accuracies))
     legend_above(figure, right)
     return figure
 
@@ -5697,7 +5697,7 @@ def plot_selection(stress: StressResults) -> Figure:
         network = of_network.network
         doubt = of_network.doubt
         for axes, scores in ((left, doubt.as_trained), (right, doubt.without_norm)):
-            look = {"label": network.title, "marker": ""}
+            look = {"label": network.title, "markevery": len(scores.coverage) // 10}
             plot_mean_and_range(axes, scores.coverage, scores.risk, network, **look)
     top = max(left.get_ylim()[1], right.get_ylim()[1])
     for axes, name in ((left, "confidence as trained"), (right, "without the logits' norm")):
@@ -5835,6 +5835,7 @@ def plot_transitions(results: Results) -> Figure:
         left.bar_label(bars, fmt="{:,.10g}", padding=2)
     left.set(yticks=range(len(ways)), yticklabels=names, xlabel="test images")
     left.margins(x=0.18)
+    left.grid(visible=False)  # which would strike out the numbers
     left.invert_yaxis()
     for mistakes in results.failures.mistakes:
         network = mistakes.network
@@ -5862,7 +5863,8 @@ def plot_associations(results: Results) -> Figure:
             network = association.network
             places = np.arange(1, 6) + shift
             plot_intervals(axes, places, association.error, network, label=network.title)
-        name = attribute.replace("from the", "from\nthe")
+        name = attribute.replace("from the", "from the\n")
+        axes.margins(y=0.15)
         axes.set(xlabel=f"{name}\n(fifths)", xticks=range(1, 6), ylim=(0, None))
     for axes in panels.flat[len(grouped) :]:
         axes.set_axis_off()
@@ -6031,7 +6033,7 @@ def plot_suspects(results: Results) -> Figure | None:
     for suspect in results.failures.labels.suspects[: results.settings.failures.suspect_images]:
         label = results.classes[suspect.label]
         called = results.classes[suspect.called]
-        caption = f"labelled {label}\n{called} {suspect.probability:.0%}\n(image {suspect.index})"
+        caption = f"{label}?\n{called} {suspect.probability:.0%}\n(image {suspect.index})"
         pictures.append(Picture(suspect.pixels, caption))
     if not pictures:
         return None
@@ -6091,7 +6093,7 @@ def plot_block(part: SubFigure, block: PictureBlock, columns: int, side: float) 
     for axes_row, row in zip(panels, block.rows, strict=False):
         for axes, picture in zip(axes_row, row, strict=False):
             axes.imshow(picture.pixels, interpolation="nearest")
-            axes.set_title(picture.caption, color=picture.colour, fontsize=min(7, 8 * side))
+            axes.set_title(picture.caption, color=picture.colour, fontsize=max(6, min(7, 8 * side)))
     return panels
 
 

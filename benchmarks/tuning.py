@@ -58,30 +58,31 @@ def candidates_of(network: main.Network, settings: main.Settings) -> list[Candid
     return candidates
 
 
-def validation_accuracy(
+def train(
     candidates: Sequence[Sequence[Candidate]], data: main.Dataset, hardware: main.Hardware
-) -> dict[Path, float]:
-    """In percent, by the weights' file, of each job, trained where it was not before."""
+) -> dict[Path, main.Checkpoint]:
+    """Each job's checkpoint by its file; trained where it was not before."""
     jobs: list[main.TrainingJob] = []
     for of_networks in zip(*candidates, strict=True):  # in turn: two side by side take as long
         for of_seed in zip(*(candidate.jobs for candidate in of_networks), strict=True):
             jobs.extend(of_seed)
-    accuracy = {}
+    checkpoints = {}
     for job, trained in zip(jobs, main.train_all(jobs, data, hardware), strict=True):
-        accuracy[job.path] = trained.checkpoint.history[-1].validation_accuracy
-    return accuracy
+        checkpoints[job.path] = trained.checkpoint
+    return checkpoints
 
 
 def report(
     candidates: Sequence[Sequence[Candidate]],
-    accuracy: Mapping[Path, float],
+    checkpoints: Mapping[Path, main.Checkpoint],
     settings: main.Settings,
     images: int,
 ) -> None:
     """Print the table and what follows from it, and write them for report.tex."""
-    by_seed = {}
+    by_seed: dict[str, list[float]] = {}  # validation accuracy in percent
     for candidate in (one for of_network in candidates for one in of_network):
-        by_seed[candidate.name()] = [accuracy[job.path] for job in candidate.jobs]
+        found = [checkpoints[job.path].history[-1].validation_accuracy for job in candidate.jobs]
+        by_seed[candidate.name()] = found
     table = main.Table("Network and setting", list(by_seed))
     for k, seed in enumerate(settings.all_seeds()):
         table.add(f"seed {seed}", [found[k] for found in by_seed.values()], ".2f")
@@ -100,6 +101,8 @@ def report(
             f"Each at its best, on validation images, {verdict}: {interval.value:+.2f} points, "
             f"{interval.low:+.2f} to {interval.high:+.2f} over {len(gains)} seeds."
         )
+    machines = {f"{one.device} in {one.precision}" for one in checkpoints.values()}
+    sentences.append(f"Trained on {' and '.join(sorted(machines))}.")
     print("", main.markdown_table(table), *sentences, sep="\n\n")
     macros = {"tuningtable": main.latex_table(table)}
     macros["tuningverdict"] = main.latex_text(" ".join(sentences))
@@ -114,9 +117,9 @@ def run(settings: main.Settings) -> None:
     with main.one_line_errors(settings, hardware):
         data = main.load_data(settings)
         candidates = [candidates_of(network, settings) for network in main.NETWORKS]
-        accuracy = validation_accuracy(candidates, data, hardware)
+        checkpoints = train(candidates, data, hardware)
         images = len(data.splits[settings.recipe.seed].validation)
-        report(candidates, accuracy, settings, images)
+        report(candidates, checkpoints, settings, images)
 
 
 if __name__ == "__main__":

@@ -155,6 +155,7 @@ def test_each_network_at_its_own_best_comes_into_the_paper(tiny_run, tmp_path, c
     text, log, _ = compile_report(tmp_path, folder)
     assert_clean(log)
     assert "SE-Attention: reduction 4" in text and "Each at its best" in text
+    assert "Trained on" in text
 
 
 @pytest.mark.parametrize("stages", [2, 4])

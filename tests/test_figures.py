@@ -46,6 +46,46 @@ def test_every_figure_can_be_drawn_and_has_a_name_of_its_own(results, style):
             figure.savefig(io.BytesIO(), format="png", dpi=20)
 
 
+CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
+
+
+@pytest.mark.parametrize("classes", [tuple(main.SHAPES), tuple(CIFAR10)])
+def test_text_is_readable_and_lies_within_the_figure(results, style, classes):
+    """At the size of print: at least 6 points, nothing cut off, nothing on other text."""
+    if classes != results.classes:
+        stress = dataclasses.replace(results.stress, classes=classes)
+        results = dataclasses.replace(results, classes=classes, stress=stress)
+    for name, plot in main.all_figures(results):
+        figure = plot()
+        if figure is None:
+            continue
+        figure.draw_without_rendering()
+        canvas = figure.bbox.padded(1)
+        boxes = {}
+        for text in drawn_texts(figure):
+            assert text.get_fontsize() >= 6, (name, text)
+            box = text.get_window_extent()
+            assert canvas.x0 <= box.x0 and box.x1 <= canvas.x1, (name, text)
+            assert canvas.y0 <= box.y0 and box.y1 <= canvas.y1, (name, text)
+            if text.get_rotation() in (0, 90):
+                boxes[text] = box
+        for (one, box), (other, beside) in itertools.combinations(boxes.items(), 2):
+            common = matplotlib.transforms.Bbox.intersection(box, beside)
+            assert common is None or min(common.width, common.height) < 2, (name, one, other)
+
+
+def drawn_texts(figure):
+    """All text but the labels of ticks beyond the limits, which are there and not drawn."""
+    texts = set(figure.findobj(matplotlib.text.Text))
+    for axes in figure.findobj(matplotlib.axes.Axes):
+        for axis in (axes.xaxis, axes.yaxis):
+            texts -= set(axis.findobj(matplotlib.text.Text))
+            if axes.axison:
+                texts |= {axis.label, axis.get_offset_text()}
+                texts |= {tick.label1 for tick in axis._update_ticks()}
+    return [text for text in texts if text.get_visible() and text.get_text()]
+
+
 def test_one_seed_has_no_figure_of_seeds(results, tiny_run):
     assert results.settings.seeds == 1 and main.plot_seeds(results) is None
     assert not (tiny_run / "plots" / "seeds.png").exists()
