@@ -4065,7 +4065,7 @@ def score(
 ) -> Score:
     """The `statistic` of each seed's arrays [N, …], which hold something of the same N images.
 
-    It moves by `of_one_image` / N where one image more has what is counted; 0 if it does not count.
+    `of_one_image` / N is its smallest step, if it counts images; 0 if it can have any value.
     """
     values = np.array([statistic(*arrays) for arrays in by_seed])
     images = len(by_seed[0][0])
@@ -4320,7 +4320,7 @@ def attack(
     nearest = class_distances(model, x, labels).argsort(1)
     right = answers_rightly(model, x, labels)
     robust = torch.zeros_like(right)  # against the epsilons so far
-    shown = x.clone()
+    shown = x.clone()  # to the others: what fools this network, or was tried last
     withstood = []
     by_others: dict[str, list[Tensor]] = {other: [] for other in others}
     for epsilon in sorted(settings.epsilons, reverse=True):

@@ -4,6 +4,7 @@ Commands run as written; the paper compiles, and its text is right, whatever was
 """
 
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -95,6 +96,36 @@ def test_the_readmes_pictures_are_small():
     assert shown and sum((ROOT / name).stat().st_size for name in shown) < 1_000_000
 
 
+def look_up(record, path):
+    """What nested dictionaries and lists hold at "a/0/b"."""
+    for part in path.split("/"):
+        record = record[int(part)] if isinstance(record, list) else record[part]
+    return record
+
+
+def test_each_number_of_the_readme_is_a_runs():
+    """Those of its first lines and of its results are listed with their source, and equal it."""
+    listed = set()
+    for line in (ROOT / "docs" / "numbers.md").read_text().splitlines():
+        found = re.fullmatch(r"\| (\S+) \| (\w+) \| ([\w/ +]+) \|", line)
+        if not found or found[2] == "run":
+            continue
+        printed, run, keys = found.groups()
+        record = json.loads((ROOT / "docs" / "runs" / f"{run}.json").read_text())
+        value = sum(look_up(record, key) for key in keys.split(" + "))
+        sign = "+" if printed[0] in "+-" else ""
+        digits = len(printed.partition(".")[2])
+        assert printed == format(value, f"{sign},.{digits}f"), (printed, run, keys)
+        listed.add(printed)
+    text = (ROOT / "README.md").read_text()
+    first_lines = text[: text.index("## Set up and run")]
+    results = re.search(r"\n## Results\n.*?\n## ", text, re.DOTALL)[0]
+    number = r"(?<![\w.-])[+-]?\d[\d,]*\.\d+(?![\w.])"
+    given = set(re.findall(number, first_lines + results))
+    given -= set(re.findall(rf"PyTorch ({number})", results))
+    assert len(given) > 40 and given <= listed | {"0.5"}, given - listed  # the margin
+
+
 # The report
 
 
@@ -124,6 +155,31 @@ def assert_clean(log):
     assert "undefined" not in log
     widths = [float(width) for width in re.findall(r"Overfull \\[hv]box \(([\d.]+)pt", log)]
     assert max(widths, default=0) <= 2
+
+
+def numbers_in_report(record):
+    """What report.tex rounds, as it should be printed; of each network and stage that has it."""
+    source = (ROOT / "report.tex").read_text()
+    rounded = [(found[1], found[2]) for found in re.finditer(r"\\num\{(\d)\}\{([^{}]*)\}", source)]
+    for found in re.finditer(r"\\each(?:\[.*?\])?\{(\d)\}\{(\w+)\}", source):
+        rounded.append((found[1], rf"stress/\key/{found[2]}"))
+    for digits, path in rounded:
+        for key in record["networks"]:
+            for stage in ("1", "2", "3"):
+                filled = path.replace(r"\firstkey", "baseline").replace(r"\key", key)
+                filled = filled.replace(r"\stage", stage)
+                try:
+                    value = look_up(record, filled)
+                except KeyError:  # the first network has no change, and no gates
+                    continue
+                yield filled, f"{value:,.{digits}f}".replace("-", "−")
+
+
+def test_the_report_has_no_number_of_its_own():
+    source = (ROOT / "report.tex").read_text()
+    body = re.search(r"\\begin\{document\}(.*)\\begin\{thebibliography\}", source, re.DOTALL)[1]
+    body = re.sub(r"\d*\.\d+(pt|\\linewidth|\\textheight)", "", body)
+    assert re.findall(r"\d*\.\d+", body) == ["80.4"]  # another paper's result
 
 
 def test_the_report_compiles_clean(tiny_run, tmp_path):
@@ -269,6 +325,10 @@ def test_a_third_network_is_a_class_and_a_line(tmp_path, monkeypatch):
         found["stress"]["eca"]["median_epsilon"],
     ):
         assert f"{value:.2f}" in text
+    printed = dict(numbers_in_report(found))
+    assert len(printed) > 60
+    for key, number in printed.items():
+        assert number in text or number.replace("−0.00", "0.00") in text, (key, number)
     assert found["masking"] in text.replace("\n", " ")
     assert f"{found['networks']['eca']['parameters']:,}" in text
 
