@@ -81,8 +81,8 @@ def report(
     """Print the table and what follows from it, and write them for report.tex."""
     by_seed: dict[str, list[float]] = {}  # validation accuracy in percent
     for candidate in (one for of_network in candidates for one in of_network):
-        found = [checkpoints[job.path].history[-1].validation_accuracy for job in candidate.jobs]
-        by_seed[candidate.name()] = found
+        last_epochs = [checkpoints[job.path].history[-1] for job in candidate.jobs]
+        by_seed[candidate.name()] = [log.validation_accuracy for log in last_epochs]
     table = main.Table("Network and setting", list(by_seed))
     for k, seed in enumerate(settings.all_seeds()):
         table.add(f"seed {seed}", [found[k] for found in by_seed.values()], ".2f")
