@@ -6591,7 +6591,7 @@ def latex_table(table: Table) -> str:
     return escaped.style.to_latex(column_format="l" + "r" * texts.shape[1], hrules=True)
 
 
-# What report.tex reads
+# The summary
 
 
 @dataclass(frozen=True)
@@ -6691,6 +6691,9 @@ def say_stress(stress: StressResults, margin: float) -> list[str]:
         stress.reference(),
     ]
     return [" ".join(filter(None, about_corruptions)), stress.say_masking()]
+
+
+# What report.tex reads
 
 
 def latex_values(results: Results) -> str:

@@ -126,6 +126,15 @@ def test_each_number_of_the_readme_is_a_runs():
     assert len(given) > 40 and given <= listed | {"0.5"}, given - listed  # the margin
 
 
+def test_each_number_that_the_paper_rounds_is_a_runs():
+    """docs/numbers.md lists them for the run that the README tells of, and only those."""
+    page = (ROOT / "docs" / "numbers.md").read_text()
+    found = re.search(r"\n## The paper's\n.*?runs/(\w+)\.json(.*)", page, re.DOTALL)
+    listed = dict(re.findall(r"^\| `([^`]+)` \| (\S+) \|$", found[2], re.MULTILINE))
+    record = json.loads((ROOT / "docs" / "runs" / f"{found[1]}.json").read_text())
+    assert len(listed) > 60 and listed == dict(numbers_in_report(record))
+
+
 # The report
 
 
