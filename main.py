@@ -88,7 +88,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 from scipy.ndimage import correlate, gaussian_filter
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import auc, confusion_matrix, precision_recall_fscore_support
 from sklearn.model_selection import train_test_split
 from statsmodels.stats import api as stats
 from torch import Tensor, nn
@@ -268,7 +268,7 @@ class StressSettings:
     foreign_images: ImageCount = 2000
     """images of another kind to be told from the test images, of each kind"""
     score_resamples: Annotated[int, Between(10, 1e5)] = 300
-    """bootstrap resamples behind an interval of how well a network knows its doubts"""
+    """bootstrap resamples behind an interval in the stress tests"""
 
     def share(self) -> float:
         """How much of the images is tried."""
@@ -290,7 +290,7 @@ class Settings:
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """where to compute; auto takes CUDA if present"""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """arithmetic; auto takes bf16 where the hardware has it"""
+    """arithmetic; auto takes bf16 where it is worth its rounding"""
     seeds: Annotated[int, Between(1, 1000)] = 1
     """train each network with this many seeds, from --seed on"""
     shapes_test: Annotated[int, Between(20, 1e6)] = 2000
@@ -343,6 +343,25 @@ def settings_by_flag(settings: Any) -> dict[str, object]:
     return values
 
 
+# Where files lie, and what is asked beside a run: these change no number.
+PLACES = ("data_dir", "output_dir", "mirror", "predict")
+
+
+def command_line(settings: Settings) -> str:
+    """What is typed for a run with these settings, wherever its files lie."""
+    usual = settings_by_flag(Settings())
+    words = ["python", "main.py"]
+    for name, value in settings_by_flag(settings).items():
+        if name in PLACES or value == usual[name]:
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if isinstance(value, list):
+            words += [str(one) for one in value]
+        elif not isinstance(value, bool):
+            words.append(str(value))
+    return " ".join(words)
+
+
 def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     """The command line as `Settings`. What cannot be is said on stderr, with exit status 2."""
     style = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
@@ -353,6 +372,8 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     given = sys.argv[1:] if arguments is None else arguments
     if "--predict" in given and not settings.predict:
         refuse_settings("predict", "names no picture")
+    if settings.predict and settings.retrain:
+        refuse_settings("retrain", "can't go with --predict, which trains nothing")
     data_dir = expand_home("data_dir", settings.data_dir)
     output_dir = settings.output_dir
     if output_dir is not None:
@@ -753,7 +774,7 @@ def remove_unfinished(folder: Path, name: str = "*") -> None:
     """Delete what processes that are gone left of `write_file`; for who may write there alone."""
     for temporary in folder.glob(f".{name}.*.tmp"):
         writer = temporary.name.split(".")[-2]
-        if not (writer.isdecimal() and is_another_process(int(writer))):
+        if writer.isdecimal() and not is_another_process(int(writer)):
             temporary.unlink(missing_ok=True)
 
 
@@ -996,7 +1017,8 @@ def load_cifar10(settings: Settings) -> tuple[CIFAR10, CIFAR10]:
         pass
     folder = home_of_data(settings.data_dir)
     try:
-        with hold_lock(folder / ".lock", timeout=-1):
+        # Not ".lock": the folder of the results may be the same, and has that.
+        with hold_lock(folder / ".cifar10.lock", timeout=-1):
             return open_or_fetch_cifar10(settings, folder)
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
@@ -1022,7 +1044,8 @@ class BareCIFAR10(CIFAR10):
 def open_cifar10(data_dir: Path) -> tuple[CIFAR10, CIFAR10]:
     """Training and test part. Raises RuntimeError where a file is absent or not whole."""
     if (data_dir / "data_batch_1").exists():
-        return BareCIFAR10(data_dir, train=True), BareCIFAR10(data_dir, train=False)
+        with suppress(RuntimeError):  # then they may lie whole in a folder below
+            return BareCIFAR10(data_dir, train=True), BareCIFAR10(data_dir, train=False)
     folder = home_of_data(data_dir)
     return CIFAR10(folder, train=True), CIFAR10(folder, train=False)
 
@@ -1310,8 +1333,8 @@ CANVAS_SIZE = 4 * IMAGE_SIZE  # shapes are drawn large, then made small: so edge
 def draw_shapes(count: int, seed: int) -> Images:
     """`count` images of single shapes on textured grounds with distractors, and their masks.
 
-    Classes take turns. Colour, place, size and rotation are random; shape and ground differ by at
-    least 80 of 255 in every channel.
+    Classes take turns. Colour, place, size and rotation are random; before clouds and noise, the
+    colours of shape and ground differ by at least 80 of 255 in every channel.
     """
     rng = np.random.default_rng(seed)
     shapes = list(SHAPES.values())
@@ -1439,7 +1462,7 @@ def plan_epoch(epoch: int, count: int, recipe: Recipe) -> EpochPlan:
     crop_size = recipe.image_size(epoch)
     beyond = recipe.crop_padding if crop_size == IMAGE_SIZE else 0
 
-    run_seed = recipe.seed * 1_000_003
+    run_seed = recipe.seed * 1_000_003  # so that no seed's epochs are another seed's
     generator = torch.Generator().manual_seed(run_seed)
     flips_first = torch.rand(count, generator=generator) < 0.5
     flips = flips_first ^ (epoch % 2 == 1)
@@ -1748,8 +1771,8 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum whose step is made orthogonal (Jordan et al., 2024).
 
     So all directions of a layer's weights learn at the same pace. Takes weights of convolutions
-    [out, in, 3, 3], which torch.optim.Muon does not, and keeps their norm at sqrt(out), since batch
-    norm makes their scale irrelevant (as airbench94_muon.py does).
+    [out, in, 3, 3], which torch.optim.Muon does not, and scales them to a norm of sqrt(out) before
+    each step, since batch norm makes their scale irrelevant (as airbench94_muon.py does).
     """
 
     def __init__(self, weights: Sequence[nn.Parameter], lr: float, momentum: float) -> None:
@@ -1762,12 +1785,12 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[weight]
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(weight)
-                momentum = state["momentum"]
-                momentum.mul_(group["momentum"]).add_(weight.grad)
-                change = weight.grad.add(momentum, alpha=group["momentum"])  # Nesterov's
-                change = change.movedim(1, 3)  # [out, 3, 3, in], as it lies in memory
-                matrix = change.reshape(len(weight), -1)
-                direction = orthogonalise(matrix).view_as(change).movedim(3, 1)
+                velocity = state["momentum"]
+                velocity.mul_(group["momentum"]).add_(weight.grad)
+                nesterov = weight.grad.add(velocity, alpha=group["momentum"])
+                in_memory = nesterov.movedim(1, 3)  # [out, 3, 3, in], as it lies there
+                matrix = in_memory.reshape(len(weight), -1)
+                direction = orthogonalise(matrix).view_as(in_memory).movedim(3, 1)
                 weight.mul_(len(weight) ** 0.5 / weight.norm())
                 weight.sub_(direction.type_as(weight) * group["lr"])
 
@@ -1998,7 +2021,8 @@ def refuse_divergence(title: str, losses: Tensor, epoch: int, recipe: Recipe) ->
     progress = (epoch + step / len(losses)) / recipe.epochs
     rate = recipe.learning_rate * learning_rate_share(progress)
     where = f"{title}, step {step + 1}, at learning rate {rate:.3g}"
-    raise UserError(f"the loss is not finite in {where}: lower --learning-rate and --muon-rate")
+    cure = "lower --learning-rate and --muon-rate, and pass --retrain"
+    raise UserError(f"the loss is not finite in {where}: {cure}")
 
 
 def print_epoch(title: str, log: EpochLog, speed: float) -> None:
@@ -2315,6 +2339,11 @@ def outputs_of(model: Classifier, pixels: Tensor, hardware: Hardware) -> Outputs
 def logits_of(model: Classifier, pixels: Tensor, hardware: Hardware) -> Tensor:
     """float32 [N, classes]; see `outputs_of`."""
     return outputs_of(model, pixels, hardware).logits
+
+
+def at_labels(values: Tensor, labels: Tensor) -> Tensor:
+    """Of values [N, classes], logits say, those of `labels` int64 [N]: [N]."""
+    return values.gather(1, labels[:, None])[:, 0]
 
 
 def accuracy_of(model: Classifier, images: Images, hardware: Hardware) -> float:
@@ -2779,11 +2808,15 @@ def analyse_spread(change: np.ndarray) -> Spread:
     )
 
 
+MOST_SEEDS = 1000  # that are counted, of those that would decide
+
+
 def plan(deviation: float, seeds: int, settings: StatisticsSettings) -> Planning:
     """What `seeds` show, whose differences have this standard deviation, with --power."""
-    detectable = power_solver(seeds, settings.power, settings.level, "two-sided")
+    # Of a two-sided test's two halves, one never finds a difference of the other's sign.
+    detectable = power_solver(seeds, settings.power, settings.level / 2)
     # Both one-sided tests have to reject: a little more often than this if they fail together.
-    provable = power_solver(seeds, (1 + settings.power) / 2, settings.level, "larger")
+    provable = power_solver(seeds, (1 + settings.power) / 2, settings.level)
     return Planning(
         deviation=deviation,
         detectable_difference=detectable * deviation,
@@ -2792,34 +2825,42 @@ def plan(deviation: float, seeds: int, settings: StatisticsSettings) -> Planning
     )
 
 
-def power_solver(seeds: int, power: float, level: float, side: str) -> float:
-    """The difference, in standard deviations, that a t test of `seeds` finds with `power`."""
-    return float(
-        stats.TTestPower().solve_power(nobs=seeds, alpha=level, power=power, alternative=side)
-    )
+def power_solver(seeds: int, power: float, level: float) -> float:
+    """The difference, in standard deviations, that a one-sided t test finds with `power`."""
+
+    def lacking(effect: float) -> float:
+        return power - power_of_t_test(effect, seeds, level)
+
+    enough = 1.0
+    while lacking(enough) > 0:
+        enough *= 2
+    return float(scipy.optimize.brentq(lacking, 0, enough))
+
+
+def power_of_t_test(effect: float, seeds: int, level: float) -> float:
+    """How often a one-sided t test of `seeds` finds `effect` standard deviations.
+
+    By the noncentral t distribution, which SciPy can't compute where it is all but certain.
+    """
+    limit = scipy.stats.t.isf(level, seeds - 1)
+    power = scipy.stats.nct.sf(limit, seeds - 1, effect * math.sqrt(seeds))
+    return float(np.nan_to_num(power, nan=1.0))
 
 
 def count_deciding_seeds(deviation: float, settings: StatisticsSettings) -> int | None:
     """How many seeds detect a difference of the margin, and show that there is none."""
-    most = 1000
     if settings.margin == 0:
         return None
     effect = settings.margin / deviation
-    power = stats.TTestPower().power
 
     def decide_it(seeds: int) -> bool:
-        found = power(effect, seeds, settings.level, alternative="two-sided")
-        shown = 2 * power(effect, seeds, settings.level, alternative="larger") - 1
-        return bool(np.nan_to_num(min(found, shown), nan=1.0) >= settings.power)  # NaN: too large
+        found = power_of_t_test(effect, seeds, settings.level / 2)
+        shown = 2 * power_of_t_test(effect, seeds, settings.level) - 1
+        return min(found, shown) >= settings.power
 
-    enough = 2
-    while not decide_it(enough):
-        enough *= 2
-        if enough > 2 * most:
-            return None
-    candidates = range(max(2, enough // 2), enough + 1)
-    seeds = candidates[bisect.bisect_left(candidates, True, key=decide_it)]
-    return seeds if seeds <= most else None
+    candidates = range(2, MOST_SEEDS + 1)
+    fewest = bisect.bisect_left(candidates, True, key=decide_it)
+    return candidates[fewest] if fewest < len(candidates) else None
 
 
 def share_of_better_seeds(gains: np.ndarray, level: float) -> Interval:
@@ -2904,7 +2945,7 @@ def name_verdict(difference: Difference, network: Network, margin: float) -> str
 
 def say_planning(planning: Planning, seeds: int, settings: StatisticsSettings) -> str:
     """What so many seeds can show, in words."""
-    deciding = "More than a thousand seeds"
+    deciding = f"More than {MOST_SEEDS:,} seeds"
     if planning.deciding_seeds is not None:
         deciding = f"{planning.deciding_seeds} seeds"
     return (
@@ -2938,6 +2979,12 @@ def plan_from_earlier(settings: Settings) -> Iterator[str]:
         return
 
 
+def join_with_and(words: Sequence[str]) -> str:
+    """As in a sentence: "a", "a and b", "a, b and c"."""
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
 def classes_with(verdict: Verdict, comparison: Comparison, classes: Sequence[str]) -> str:
     """The classes of a verdict in words, "none" where there are none."""
     names = []
@@ -2960,7 +3007,7 @@ def grad_cam(model: Classifier, pixels: Tensor, classes: Tensor) -> Tensor:
     images = to_input(pixels.to(device))
     features = model.eval().features(images).detach().requires_grad_()  # [N, C, H, W]
     logits = model.classify(features)
-    scores = logits.gather(1, classes.to(device)[:, None])
+    scores = at_labels(logits, classes.to(device))
     (gradients,) = torch.autograd.grad(scores.sum(), features)
     weights = gradients.mean((2, 3), keepdim=True)  # equation 1
     heat = F.relu((weights * features).sum(1, keepdim=True)).detach()  # equation 2
@@ -3453,8 +3500,10 @@ def most_confident(among: np.ndarray, evaluation: Evaluation, labels: Tensor, co
     seen = set()
     index: list[int] = []
     for i in order[torch.from_numpy(among)[order]].tolist():
+        if len(index) == count:
+            break
         kind = (int(labels[i]), int(evaluation.predicted[i]))
-        if kind not in seen and len(index) < count:
+        if kind not in seen:
             seen.add(kind)
             index.append(i)
     return torch.tensor(index, dtype=torch.int64)
@@ -3477,7 +3526,7 @@ def prediction_rows(
             chance = run.logits.softmax(1)
             columns[f"{key}_predicted"] = names[run.predicted]
             columns[f"{key}_confidence"] = run.confidence.numpy()
-            columns[f"{key}_true_class_probability"] = label_logits(chance, test.labels).numpy()
+            columns[f"{key}_true_class_probability"] = at_labels(chance, test.labels).numpy()
             columns[f"{key}_correct"] = run.correct
         frames.append(pd.DataFrame(columns))
     return pd.concat(frames, ignore_index=True)
@@ -3565,15 +3614,27 @@ def study_failures(evaluations: Mapping[str, Runs], data: Dataset, settings: Set
 # In words
 
 
+def count_style(seeds: int) -> str:
+    """How counts are printed: of several seeds they are means, to a tenth."""
+    return ",.0f" if seeds == 1 else ",.1f"
+
+
 def say_transitions(counts: TransitionCounts) -> str:
     """What one network makes of the other's mistakes."""
-    mean = {way: float(found.mean()) for way, found in counts.counts.items()}
-    stay = mean[Transition.SAME_CLASS] + mean[Transition.OTHER_CLASS]
-    first_errors = stay + mean[Transition.CORRECTED]
+    found = counts.counts
+    same_class = found[Transition.SAME_CLASS]
+    stay = same_class + found[Transition.OTHER_CLASS]
+    corrected = found[Transition.CORRECTED]
+    seeds = len(stay)
+
+    def mean(by_seed: np.ndarray) -> str:
+        return format(by_seed.mean(), count_style(seeds))
+
+    over_seeds = "" if seeds == 1 else f" (means over {seeds} seeds)"
     return (
-        f"Of {NETWORKS[0].title}'s {first_errors:,.10g} mistakes, {counts.network.title} corrects "
-        f"{mean[Transition.CORRECTED]:,.10g} and makes {mean[Transition.BROKEN]:,.10g} new ones; "
-        f"{stay:,.10g} stay, {mean[Transition.SAME_CLASS]:,.10g} of them with the same class."
+        f"Of {NETWORKS[0].title}'s {mean(stay + corrected)} mistakes, {counts.network.title} "
+        f"corrects {mean(corrected)} and makes {mean(found[Transition.BROKEN])} new ones; "
+        f"{mean(stay)} stay, {mean(same_class)} of them with the same class{over_seeds}."
     )
 
 
@@ -3584,6 +3645,7 @@ def say_sureness(mistakes: Sequence[SureMistakes], level: float) -> list[str]:
     logits by the temperature takes that away. Said once a network, of its largest change.
     """
     first, *others = mistakes
+    style = count_style(len(first.as_trained))
     sentences = []
     for other in others:
         changes = other.as_trained.mean(0) - first.as_trained.mean(0)
@@ -3592,13 +3654,14 @@ def say_sureness(mistakes: Sequence[SureMistakes], level: float) -> list[str]:
                 continue
             fewer = changes[k] < 0
             what = "less sure, not better" if fewer else "surer, not worse"
+            as_trained = [format(one.as_trained[:, k].mean(), style) for one in (other, first)]
+            scaled = [format(one.scaled[:, k].mean(), style) for one in (other, first)]
             sentences.append(
                 f"At {other.levels[k]:g} % confidence {other.network.title} makes "
                 f"{'fewer' if fewer else 'more'} mistakes than {first.network.title} as trained "
-                f"({other.as_trained[:, k].mean():,.10g} and {first.as_trained[:, k].mean():,.10g},"
-                f" p = {other.p_as_trained[k]:.2g}), and no longer so once the temperature is "
-                f"scaled ({other.scaled[:, k].mean():,.10g} and {first.scaled[:, k].mean():,.10g},"
-                f" p = {other.p_scaled[k]:.2g}): it is {what}."
+                f"({' and '.join(as_trained)}, p = {other.p_as_trained[k]:.2g}), and no difference "
+                f"is found once the temperature is scaled ({' and '.join(scaled)}, p = "
+                f"{other.p_scaled[k]:.2g}): as far as this tells, it is {what}."
             )
             break
     return sentences
@@ -3633,10 +3696,11 @@ def say_suspects(
     for network in NETWORKS:
         accuracy.append(f"{labels.accuracy[network.key].value:.2f} % ({network.title})")
     are = "are" if count > 1 else "is"
+    them = "them" if count > 1 else "it"
     sentences = [
         f"Of {test:,} test labels, {count:,} {are} suspected to be wrong: all networks "
-        f"agree with confidence on another class. Without them accuracy is {' and '.join(accuracy)}"
-        "."
+        f"agree with confidence on another class. Without {them} accuracy is "
+        f"{join_with_and(accuracy)}."
     ]
     for comparison in comparisons:
         difference = labels.differences[comparison.network.key]
@@ -3895,9 +3959,9 @@ def elastic_transform(
     Strengths are shares of the side: how far pixels move, how smoothly, how far corners move.
     """
     amplitude, smoothness, shift = IMAGE_SIZE * np.array(strength)
-    columns, rows = np.meshgrid(np.arange(32.0), np.arange(32.0))
-    place = np.stack([columns, rows, np.ones((32, 32))], axis=-1)
-    corners = np.array([[26.0, 26], [26, 6], [6, 6]])
+    columns, rows = np.meshgrid(np.arange(float(IMAGE_SIZE)), np.arange(float(IMAGE_SIZE)))
+    place = np.stack([columns, rows, np.ones_like(rows)], axis=-1)
+    corners = np.array([[26.0, 26], [26, 6], [6, 6]])  # of a square around the middle
     moved = corners + rng.uniform(-shift, shift, (len(x), 3, 2))
     moved = np.pad(moved, ((0, 0), (0, 0), (0, 1)), constant_values=1)
     affine = np.linalg.solve(moved, np.broadcast_to(corners, (len(x), 3, 2)))  # new to old places
@@ -4026,6 +4090,7 @@ def corrupt(pixels: Tensor, corruption: Corruption, severity: int, seed: int) ->
 
 def round_down(x: np.ndarray) -> np.ndarray:
     """Numbers as uint8, 1 as 255; what lies between two is rounded down, as in the benchmark."""
+    # A thousandth more, so that k / 255 stays k.
     return (x.clip(0, 1) * 255 + 1e-3).astype(np.uint8)
 
 
@@ -4061,11 +4126,11 @@ def score(
     statistic: Callable[..., float],
     by_seed: Sequence[Sequence[np.ndarray]],
     settings: Settings,
-    of_one_image: float = 100.0,
+    of_one_image: float,
 ) -> Score:
     """The `statistic` of each seed's arrays [N, …], which hold something of the same N images.
 
-    `of_one_image` / N is its smallest step, if it counts images; 0 if it can have any value.
+    `of_one_image` is what a single image counts in N times it; 0 if that can be any value.
     """
     values = np.array([statistic(*arrays) for arrays in by_seed])
     images = len(by_seed[0][0])
@@ -4201,7 +4266,9 @@ def mean_accuracy(correct: np.ndarray, settings: Settings) -> Score | None:
     """In percent, of `correct` [seeds, corruptions, severities, images], if any."""
     if correct.size == 0:
         return None
-    return score(np.mean, [(100 * of_seed.mean((0, 1)),) for of_seed in correct], settings)
+    tries = correct.shape[1] * correct.shape[2]
+    by_seed = [(100 * of_seed.mean((0, 1)),) for of_seed in correct]
+    return score(np.mean, by_seed, settings, of_one_image=100 / tries)
 
 
 def mean_errors(correct: np.ndarray) -> np.ndarray:
@@ -4232,16 +4299,11 @@ def class_distances(model: Classifier, x: Tensor, labels: Tensor) -> Tensor:
     logits = model(x)
     distances = torch.full_like(logits, math.inf)
     for target in range(logits.shape[1]):
-        gap = label_logits(logits, labels) - logits[:, target]
+        gap = at_labels(logits, labels) - logits[:, target]
         (gradient,) = torch.autograd.grad(gap.sum(), x, retain_graph=True)
         length = gradient.flatten(1).abs().sum(1)
         distances[:, target] = gap.detach() / length.clamp_min(1e-12)
     return distances.scatter(1, labels[:, None], math.inf)
-
-
-def label_logits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Of logits [N, classes] those of `labels` [N]."""
-    return logits.gather(1, labels[:, None])[:, 0]
 
 
 PUSH_MOMENTUM = 0.75
@@ -4272,7 +4334,7 @@ def push(
         hardware.go_on()
         now = pushed[left].requires_grad_()
         logits = model(now)
-        gap = label_logits(logits, targets[left]) - label_logits(logits, labels[left])
+        gap = at_labels(logits, targets[left]) - at_labels(logits, labels[left])
         (gradient,) = torch.autograd.grad(gap.sum(), now)
         withstood = logits.argmax(1) == labels[left]
         left = left[withstood]
@@ -4690,18 +4752,19 @@ def study_selection(
     """By one measure of confidence, on the test images."""
     points = 100
     by_seed = [(confidence(run.logits), ~run.correct) for run in runs]
-    last = np.arange(1, points + 1) * len(runs[0].correct) // points - 1
+    images = len(runs[0].correct)
+    last = np.ceil(np.arange(1, points + 1) * images / points).astype(int) - 1
     risk = np.stack([risks(*arrays)[last] for arrays in by_seed])
     change = None
     if first_runs is not None:
         pairs = []
         for arrays, first in zip(by_seed, first_runs, strict=True):
             pairs.append((*arrays, confidence(first.logits), ~first.correct))
-        change = score(change_of_area, pairs, settings)
+        change = score(change_of_area, pairs, settings, of_one_image=0)
     return SelectionScores(
-        coverage=100 * (last + 1) / len(runs[0].correct),
+        coverage=100 * (last + 1) / images,
         risk=risk,
-        area=score(area_under_risks, by_seed, settings),
+        area=score(area_under_risks, by_seed, settings, of_one_image=0),
         change=change,
     )
 
@@ -4737,7 +4800,10 @@ def study_foreign(
 
 def detect(by_seed: Sequence[tuple[np.ndarray, np.ndarray]], settings: Settings) -> Detection:
     """From each seed's familiarity and which images are own."""
-    return Detection(score(auroc, by_seed, settings), score(false_positives, by_seed, settings))
+    return Detection(
+        auroc=score(auroc, by_seed, settings, of_one_image=0),
+        false_positives=score(false_positives, by_seed, settings, of_one_image=0),
+    )
 
 
 def study_conformal(
@@ -4750,7 +4816,10 @@ def study_conformal(
         held, sizes = prediction_sets(run.logits, labels, threshold)
         coverage.append((held,))
         size.append((sizes,))
-    return ConformalScores(score(np.mean, coverage, settings), score(np.mean, size, settings))
+    return ConformalScores(
+        coverage=score(np.mean, coverage, settings, of_one_image=100),
+        size=score(np.mean, size, settings, of_one_image=1),
+    )
 
 
 def least_probability(logits: Tensor, labels: Tensor, miss: float) -> float:
@@ -4759,7 +4828,7 @@ def least_probability(logits: Tensor, labels: Tensor, miss: float) -> float:
     Of N images, the ⌊(N + 1) miss⌋-th smallest probability of the true class: sets hold the true
     class with a chance of at least 1 - miss, if images come from the same source.
     """
-    of_truth = label_logits(logits.softmax(1), labels).double().sort().values
+    of_truth = at_labels(logits.softmax(1), labels).double().sort().values
     place = math.floor((len(labels) + 1) * miss) - 1
     return float(of_truth[place]) if place >= 0 else 0.0
 
@@ -4767,7 +4836,7 @@ def least_probability(logits: Tensor, labels: Tensor, miss: float) -> float:
 def prediction_sets(logits: Tensor, labels: Tensor, least: float) -> tuple[np.ndarray, np.ndarray]:
     """Whether each image's set holds the label, 100 or 0, and how many classes it holds."""
     inside = logits.softmax(1).double() >= least
-    held = inside.gather(1, labels[:, None])[:, 0]
+    held = at_labels(inside, labels)
     return 100.0 * held.numpy(), inside.sum(1).double().numpy()
 
 
@@ -4830,19 +4899,29 @@ def shifted_images(
     logits: Tensor, labels: Tensor, temperature: float, threshold: float, bins: int
 ) -> ShiftedImages:
     """Of float64 logits [corruptions, N, classes] and labels [N]."""
-    found = []
+    gaps_as_trained = []
+    gaps_scaled = []
+    likelihood_as_trained = []
+    likelihood_scaled = []
+    held = []
+    set_size = []
     for as_trained in logits:
         scaled = as_trained / temperature
-        held, set_size = prediction_sets(as_trained, labels, threshold)
-        found.append((
-            confidence_gaps(as_trained, labels, bins),
-            confidence_gaps(scaled, labels, bins),
-            F.cross_entropy(as_trained, labels, reduction="none").numpy(),
-            F.cross_entropy(scaled, labels, reduction="none").numpy(),
-            held,
-            set_size,
-        ))
-    return ShiftedImages(*(np.mean(arrays, axis=0) for arrays in zip(*found, strict=True)))
+        gaps_as_trained.append(confidence_gaps(as_trained, labels, bins))
+        gaps_scaled.append(confidence_gaps(scaled, labels, bins))
+        likelihood_as_trained.append(F.cross_entropy(as_trained, labels, reduction="none").numpy())
+        likelihood_scaled.append(F.cross_entropy(scaled, labels, reduction="none").numpy())
+        of_labels, sizes = prediction_sets(as_trained, labels, threshold)
+        held.append(of_labels)
+        set_size.append(sizes)
+    return ShiftedImages(
+        gaps_as_trained=np.mean(gaps_as_trained, axis=0),
+        gaps_scaled=np.mean(gaps_scaled, axis=0),
+        likelihood_as_trained=np.mean(likelihood_as_trained, axis=0),
+        likelihood_scaled=np.mean(likelihood_scaled, axis=0),
+        held=np.mean(held, axis=0),
+        set_size=np.mean(set_size, axis=0),
+    )
 
 
 def confidence_gaps(logits: Tensor, labels: Tensor, bins: int) -> np.ndarray:
@@ -4887,7 +4966,7 @@ class HeatmapScores:
     grad_cam: MapScores
     random: MapScores
     likeness_without_classifier: float
-    likeness_without_stage: tuple[float, ...]  # [k]: all from the classifier down to stage k
+    likeness_without_stage: tuple[float, ...]  # [k]: down to stage k and its attention
 
 
 def study_heatmaps(
@@ -4898,15 +4977,23 @@ def study_heatmaps(
     steps = settings.stress_tests.curve_steps
     classes = logits_of(model, images.pixels, hardware).argmax(1)
     heat = grad_cam(model, images.pixels, classes)
-    coarse = torch.rand(len(images), 1, 4, 4, generator=generator)
+    with torch.no_grad():
+        cells = model.features(to_input(images.pixels[:1].to(hardware.device))).shape[2:]
+    coarse = torch.rand(len(images), 1, *cells, generator=generator)
     noise = F.interpolate(coarse, IMAGE_SIZE, mode="bilinear")[:, 0]
     of_grad_cam = score_maps(heat, model, images, classes, steps, generator, hardware)
     of_noise = score_maps(noise, model, images, classes, steps, generator, hardware)
 
     shuffled = copy.deepcopy(model)
+    layers_from_the_top = [[shuffled.classifier]]
+    for stage, attention in zip(
+        reversed(shuffled.stages), reversed(shuffled.attention), strict=True
+    ):
+        layers_from_the_top.append([attention, stage])
     likeness = []
-    for layers in (shuffled.classifier, *reversed(shuffled.stages)):
-        shuffle_weights(layers, generator)
+    for layers in layers_from_the_top:
+        for layer in layers:
+            shuffle_weights(layer, generator)
         likeness.append(rank_correlation(heat, grad_cam(shuffled, images.pixels, classes)))
     without_classifier, *without_stage = likeness
     return HeatmapScores(of_grad_cam, of_noise, without_classifier, tuple(reversed(without_stage)))
@@ -4951,13 +5038,13 @@ def mean_probability(
 ) -> float:
     """Of `classes` int64 [N] on images [N, 32, 32, 3]."""
     probabilities = logits_of(model, pixels, hardware).softmax(1)
-    return float(probabilities.gather(1, classes[:, None]).mean())
+    return float(at_labels(probabilities, classes).mean())
 
 
 @torch.no_grad()
-def shuffle_weights(layers: nn.Module, generator: torch.Generator) -> None:
+def shuffle_weights(layer: nn.Module, generator: torch.Generator) -> None:
     """Put the values of each tensor of weights in another order."""
-    for weight in layers.parameters():
+    for weight in layer.parameters():
         order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
         weight.data = weight.flatten()[order].view(weight.shape)
 
@@ -5074,8 +5161,8 @@ class StressResults:
     def mean_is_over(self) -> str:
         """In words, for "the mean over …"."""
         count = len(self.benchmark_corruptions())
-        which = "the benchmark's" if count == BENCHMARK_SIZE else "of the benchmark's"
-        return f"{count} {which} {BENCHMARK_SIZE} corruptions"
+        some = "" if count == BENCHMARK_SIZE else f"{count} of "
+        return f"{some}the benchmark's {BENCHMARK_SIZE} corruptions"
 
     def reference(self) -> str:
         """A published result to hold the mean against, where it is over the benchmark's images."""
@@ -5104,9 +5191,10 @@ class StressResults:
         """Whether the attack overstates what networks withstand, in words."""
         masked = [one.network.title for one in self.networks if one.attacks.is_masked()]
         if masked:
+            it = "it" if len(masked) == 1 else "them"
             return (
-                f"What was made for other networks fools {' and '.join(masked)} more than what was "
-                "made for it: its gradients are masked, and it withstands less than is measured."
+                f"What was made for other networks fools {join_with_and(masked)} more than what "
+                f"was made for {it}: a sign of masked gradients, which hide what is not withstood."
             )
         return (
             "What was made for other networks fools none more than what was made for it: no sign "
@@ -5238,7 +5326,8 @@ class Familiar:
     limit: float  # within which --familiar-share of the test images lie from the nearest mean
 
 
-def know(run: Evaluation, share: float) -> Familiar:
+def find_familiar(run: Evaluation, share: float) -> Familiar:
+    """From the validation images, and the limit from the test images."""
     means = run.held_out.class_means
     distances = distance_from_any_class(run.features, means)
     return Familiar(
@@ -5330,7 +5419,7 @@ def collect(
                 layers=layer_costs(runs[0].trained.model),
                 accuracy=accuracy_intervals(runs, settings.statistics),
                 runs=tuple(run_results(run) for run in runs),
-                familiar=know(runs[0], settings.familiar_share),
+                familiar=find_familiar(runs[0], settings.familiar_share),
             )
         )
     split = data.splits[settings.recipe.seed]
@@ -5386,7 +5475,7 @@ CORRUPTION_ERROR = Metric("mean_corruption_error", "Corrupted images: mCE", "", 
 CORRUPTED_CHANGE = Metric("corrupted_change", "Corrupted images: change", "points", 2)
 CLEAN_ACCURACY = Metric("clean_accuracy", "The same images as they are: accuracy", "%", 2)
 ROBUST_ACCURACY = Metric("robust_accuracy_{}", "Attack, {}/255: accuracy", "%", 2)
-MEDIAN_EPSILON = Metric("median_epsilon", "Attack that half of the images withstand", "of 255")
+MEDIAN_EPSILON = Metric("median_epsilon", "Attack that half of what is right withstands", "of 255")
 TEMPERATURE = Metric("temperature", "Temperature")
 CALIBRATION_ERROR = Metric("calibration_error_{}", "Calibration error, {}", "%", 2)
 LOG_LIKELIHOOD = Metric("negative_log_likelihood_{}", "Negative log-likelihood, {}")
@@ -5500,13 +5589,14 @@ def measure_doubt(scores: DoubtScores) -> Measured:
 
 
 def measure_heatmaps(scores: HeatmapScores) -> Measured:
-    """The area under a curve is the mean of its points, which are equally far apart."""
+    """Of curves the area below, as Petsiuk et al. have it."""
     for key, label, maps in (
         ("grad_cam", "Grad-CAM", scores.grad_cam),
         ("random", "random maps", scores.random),
     ):
-        yield DELETION.at(key, label), maps.deletion.mean()
-        yield INSERTION.at(key, label), maps.insertion.mean()
+        share = np.linspace(0, 1, len(maps.deletion))  # of the pixels
+        yield DELETION.at(key, label), auc(share, maps.deletion)
+        yield INSERTION.at(key, label), auc(share, maps.insertion)
         if maps.pointing is not None and maps.overlap is not None:
             yield POINTING.at(key, label), maps.pointing
             yield OVERLAP.at(key, label), maps.overlap
@@ -5614,21 +5704,21 @@ def plot_history(
 def history_limits(
     results: Results, values_of: Callable[[EpochLog], tuple[float, float]]
 ) -> tuple[float, float]:
-    """The range of all networks' epochs, with a margin."""
+    """The range of all networks' epochs, with some space."""
     values: list[float] = []
     for of_network in results.networks:
         for run in of_network.runs:
             for log in run.history:
                 values.extend(values_of(log))
-    margin = 0.05 * (max(values) - min(values))
-    return min(values) - margin, max(values) + margin
+    space = 0.05 * (max(values) - min(values))
+    return min(values) - space, max(values) + space
 
 
 def plot_attacks(stress: StressResults) -> Figure:
     """Accuracy by the largest change allowed; its change from the first network with intervals."""
     figure, left, right = two_panels()
     epsilons = stress.networks[0].attacks.epsilons
-    places = np.arange(1 + len(epsilons))  # each is twice the one before: as far apart as that
+    places = np.arange(1 + len(epsilons))  # equally far apart, as the usual ones are in powers
     for of_network in stress.networks:
         attacks = of_network.attacks
         network = of_network.network
@@ -5669,7 +5759,7 @@ def plot_intervals(
 
 
 def plot_reliability(stress: StressResults) -> Figure:
-    """Of the first seed, since the bins of others lie elsewhere. Calibrated is the diagonal.
+    """Of the first seed, since points of others lie elsewhere. Calibrated is the diagonal.
 
     With Wilson's intervals, which are wide where a bin holds few images.
     """
@@ -5686,7 +5776,7 @@ def plot_reliability(stress: StressResults) -> Figure:
     for axes, when in ((left, "as trained"), (right, "temperature scaled")):
         axes.set(title=when, xlabel="confidence (%)", ylabel="accuracy (%)", ylim=(-3, 103))
         axes.axline((0, 0), slope=1, color="0.4", linestyle=":", zorder=1)
-    legend_above(figure, axes)
+    legend_above(figure, left)
     return figure
 
 
@@ -5752,7 +5842,7 @@ def plot_deletion_insertion(stress: StressResults) -> Figure:
         axes.set(
             title=name, xlabel="pixels, hottest first (%)", ylabel="probability", ylim=(-0.03, 1.03)
         )
-    legend_above(figure, axes)
+    legend_above(figure, left)
     return figure
 
 
@@ -5793,14 +5883,14 @@ def plot_seeds(results: Results) -> Figure | None:
     left.plot(titles, by_network, color="0.4", marker="o", markersize=4)
     left.set(xlim=(-0.5, len(titles) - 0.5), ylabel="test accuracy (%)")
     seeds = results.settings.all_seeds()
-    level = 100 * (1 - results.settings.statistics.level)
+    coverage = 100 * (1 - results.settings.statistics.level)
     for k, comparison in enumerate(results.comparisons, start=1):
         network = comparison.network
         mean = comparison.overall.difference.interval
         change = by_network[k] - by_network[0]
         colour = network.colour
         right.scatter(seeds, change, color=colour, label=f"{network.title} of a seed")
-        band = f"{level:g} % interval of the mean"
+        band = f"{coverage:g} % interval of the mean"
         right.axhspan(mean.low, mean.high, color=colour, alpha=0.2, linewidth=0, label=band)
         right.axhline(mean.value, color=colour, label=f"mean {mean.value:+.2f}")
     right.axhline(0, color="black", linewidth=1)
@@ -5832,7 +5922,8 @@ def plot_transitions(results: Results) -> Figure:
         counts = [one.counts[way].mean() for way in ways]
         place = np.arange(len(ways)) + (k - (len(compared) - 1) / 2) * thickness
         bars = left.barh(place, counts, 0.9 * thickness, color=one.network.colour)
-        left.bar_label(bars, fmt="{:,.10g}", padding=2)
+        style = count_style(results.settings.seeds)
+        left.bar_label(bars, fmt=f"{{:{style}}}", padding=2)
     left.set(yticks=range(len(ways)), yticklabels=names, xlabel="test images")
     left.margins(x=0.18)
     left.grid(visible=False)  # which would strike out the numbers
@@ -6066,11 +6157,12 @@ def plot_pictures(lines: Sequence[Sequence[PictureBlock]], heat_scale: bool) -> 
         len(lines), abreast, height_ratios=heights, width_ratios=widths, squeeze=False
     )
     for line_parts, line in zip(parts, lines, strict=True):
+        drawn = []
         for part, block in zip(line_parts, line, strict=False):
-            panels = plot_block(part, block, columns, side)
+            drawn.append(plot_block(part, block, columns, side))
         if heat_scale and len(line) == abreast and any(block.rows for block in line):
             scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), HEAT_COLOURS)
-            part.colorbar(scale, ax=panels, label="Grad-CAM, per image", shrink=0.9)
+            line_parts[-1].colorbar(scale, ax=drawn[-1], label="Grad-CAM, per image", shrink=0.9)
     return figure
 
 
@@ -6078,8 +6170,11 @@ def line_height(line: Sequence[PictureBlock], side: float) -> float:
     """Inches that blocks side by side need, with captions and headings."""
     rows = max(len(block.rows) for block in line)
     heading = 0.25 if any(block.heading for block in line) else 0
-    captions = [picture.caption for block in line for row in block.rows for picture in row]
-    lines_of_text = 1 + max((caption.count("\n") for caption in captions), default=1)
+    breaks = []
+    for block in line:
+        for row in block.rows:
+            breaks += [picture.caption.count("\n") for picture in row]
+    lines_of_text = 1 + max(breaks, default=1)
     return (side + 0.11 + 0.135 * lines_of_text) * max(0.2, rows) + heading
 
 
@@ -6198,8 +6293,8 @@ def by_class_name(classes: Sequence[str], values: Sequence[Any]) -> dict[str, An
 def comparison_record(results: Results) -> dict[str, Any]:
     """Everything but curves and matrices of the stress tests, as comparison.json holds it."""
     settings = settings_by_flag(results.settings)
-    for where in ("data_dir", "output_dir", "mirror", "predict"):  # they change no number
-        del settings[where]
+    for place in PLACES:
+        del settings[place]
     networks = {}
     for of_network in results.networks:
         networks[of_network.network.key] = network_record(of_network, results.classes)
@@ -6214,6 +6309,7 @@ def comparison_record(results: Results) -> dict[str, Any]:
         verdicts[comparison.network.key] = verdict
     return {
         "dataset": results.dataset,
+        "command": command_line(results.settings),
         "settings": settings,
         "device": results.hardware.description,
         "precision": results.hardware.precision,
@@ -6461,7 +6557,7 @@ def stress_table(stress: StressResults) -> Table:
     """What was tried, and each network's result."""
     found = {one.network.title: list(measurements(one)) for one in stress.networks}
     metrics: dict[str, Metric] = {}
-    for of_network in sorted(found.values(), key=len, reverse=True):  # so that all keep their order
+    for of_network in sorted(found.values(), key=len, reverse=True):  # the longest has the order
         for measurement in of_network:
             metrics.setdefault(measurement.metric.key, measurement.metric)
     formats = [f".{metric.digits}f" for metric in metrics.values()]
@@ -6478,9 +6574,10 @@ def transitions_table(results: Results) -> Table:
     """What becomes of the test images from the first network to each other one."""
     first = results.networks[0].network.title
     table = Table(f"From {first}: images", [str(way) for way in Transition])
+    style = count_style(results.settings.seeds)
     for one in results.failures.transitions:
         counts = [float(one.counts[way].mean()) for way in Transition]
-        table.add(f"to {one.network.title}", counts, ",.10g")
+        table.add(f"to {one.network.title}", counts, style)
     return table
 
 
@@ -6488,10 +6585,11 @@ def mistakes_table(results: Results) -> Table:
     """Mistakes by least confidence."""
     levels = results.settings.failures.sure_levels
     table = Table("Mistakes of at least", [f"{level:g} % confidence" for level in levels])
+    style = count_style(results.settings.seeds)
     for one in results.failures.mistakes:
         title = one.network.title
-        table.add("as trained", one.as_trained.mean(0).tolist(), ",.10g", title)
-        table.add("temperature scaled", one.scaled.mean(0).tolist(), ",.10g", title)
+        table.add("as trained", one.as_trained.mean(0).tolist(), style, title)
+        table.add("temperature scaled", one.scaled.mean(0).tolist(), style, title)
     return table
 
 
@@ -6776,7 +6874,7 @@ class OwnPicture:
 def read_picture(path: Path) -> OwnPicture:
     """From any format that Pillow reads; UserError with the reason where it can't.
 
-    Turned as its EXIF data says, what is transparent on white, 16 bits rounded to 8.
+    Turned as its EXIF data says, what is transparent on white, 16 bits cut to 8.
     """
     try:
         with warnings.catch_warnings():
@@ -6799,12 +6897,12 @@ def read_picture(path: Path) -> OwnPicture:
 
 
 def in_rgb(image: Image.Image) -> Image.Image:
-    """In 8 bits a channel."""
+    """In 8 bits a channel; ValueError where that has no meaning."""
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64) // 256  # 16 bits, whatever holds them
         return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise UserError("floating-point pixels have no known scale: save it in 8 bits")
+        raise ValueError("floating-point pixels have no known scale; save it in 8 bits")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
@@ -6889,7 +6987,7 @@ def look_at_pictures(settings: Settings, hardware: Hardware) -> None:
     precision = networks[0].trained.checkpoint.precision
     hardware = dataclasses.replace(hardware, precision=precision)
     unreadable = 0
-    names: Counter[str] = Counter()
+    taken: set[str] = set()
     for path in settings.predict:
         try:
             picture = read_picture(path)
@@ -6901,13 +6999,23 @@ def look_at_pictures(settings: Settings, hardware: Hardware) -> None:
         print(say_answers(picture, answers, settings.familiar_share))
         with figure_style():
             drawn = rendered(plot_own_picture(picture, answers), "png", {"Software": None})
-        names[path.stem] += 1
-        suffix = f"_{names[path.stem]}" if names[path.stem] > 1 else ""
-        write_file(settings.output() / "predictions" / f"{path.stem}{suffix}.png", drawn)
+        name = free_name(path.stem, taken)
+        taken.add(name)
+        write_file(settings.output() / "predictions" / f"{name}.png", drawn)
     if unreadable < len(settings.predict):
         print(f"Figures are in {settings.output() / 'predictions'}/")
     if unreadable > 0:
         sys.exit(1)
+
+
+def free_name(stem: str, taken: set[str]) -> str:
+    """The stem, with a number from 2 on where others of this run have it."""
+    name = stem
+    number = 2
+    while name in taken:
+        name = f"{stem}_{number}"
+        number += 1
+    return name
 
 
 def say_answers(picture: OwnPicture, answers: Sequence[OwnAnswer], share: float) -> str:
@@ -6989,8 +7097,8 @@ def one_line_errors(settings: Settings, hardware: Hardware) -> Iterator[None]:
         if not is_lack_of_memory(error):
             raise
         farewell = (
-            f"the memory of {hardware.description} is full: lower --batch-size, --eval-batch, "
-            "--widths, or the number of images"
+            f"the memory of {hardware.description} is full: lower --eval-batch or the number of "
+            "images; or, with --retrain, --batch-size or --widths"
         )
     except KeyboardInterrupt:
         farewell = say_interrupted(settings, hardware)
@@ -7009,6 +7117,8 @@ def is_lack_of_memory(error: Exception) -> bool:
 
 def say_interrupted(settings: Settings, hardware: Hardware) -> str:
     """What an interrupted run keeps, and how to go on."""
+    if settings.predict:
+        return "interrupted"
     another_rank = ""
     if hardware.ranks.count > 1:
         another_rank = f", or another of the {hardware.ranks.count} ranks died"

@@ -174,6 +174,26 @@ def test_a_given_mirror_comes_first(mirrors):
     assert arrived(folder) and [fault for fault, _ in Mirror.asked] == ["also-good"]
 
 
+def test_results_may_lie_in_the_data_folder(mirrors, monkeypatch, capsys):
+    """Each has a lock there; the same one for both would be waited for without end."""
+    folder, _ = mirrors("good")
+    monkeypatch.setattr(main, "open_cifar10", pretend_to_open)
+    monkeypatch.setattr(main, "load_data", lambda settings: main.load_cifar10(settings) and stop())
+    said = refused(capsys, "--data-dir", str(folder), "--output-dir", str(folder))
+    assert "it is there" in said and (folder / "cifar-10-batches-py" / "data_batch_1").exists()
+
+
+def pretend_to_open(data_dir):
+    """The batches of tests are no images."""
+    if not (data_dir / "cifar-10-batches-py").exists():
+        raise RuntimeError("Dataset not found")
+    return "train", "test"
+
+
+def stop():
+    raise main.UserError("it is there")
+
+
 def test_archive_in_place_needs_no_network(mirrors):
     folder, settings = mirrors("nobody")
     (folder / "cifar-10-python.tar.gz").write_bytes(ARCHIVE)

@@ -110,6 +110,23 @@ def test_command_line_becomes_settings():
     assert str(main.parse_settings([]).output()) == "output"
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        "",
+        "--dataset shapes --seeds 3 --stress quick",
+        "--widths 8 9 --learning-rate 0.5 --retrain --attack-images 30",
+        "--epsilons 0.5 2.0 --precision fp32 --sure-levels 50.0 60.0",
+    ],
+)
+def test_settings_become_the_command_line(options):
+    given = options.split()
+    where = ["--data-dir", "there", "--output-dir", "here", "--mirror", "http://x"]
+    command = main.command_line(main.parse_settings([*given, *where])).split()
+    assert command[:2] == ["python", "main.py"] and sorted(command[2:]) == sorted(given)
+    assert main.parse_settings(command[2:]) == main.parse_settings(given)
+
+
 def test_images_are_not_joined_where_that_does_not_pay(monkeypatch):
     monkeypatch.setattr(main, "has_amx", lambda: False)
     monkeypatch.setattr(main.Convolution, "forward_side_by_side", None)  # calling it would fail

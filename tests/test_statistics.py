@@ -307,6 +307,27 @@ def test_so_many_seeds_decide(deviation):
     assert main.plan(0.3, 5, main.StatisticsSettings(margin=0)).deciding_seeds is None
 
 
+@pytest.mark.parametrize(
+    ("seeds", "power", "level"),
+    [(2, 0.8, 0.01), (2, 0.95, 0.05), (3, 0.8, 0.01), (5, 0.8, 0.001), (5, 0.8, 0.05)],
+)
+def test_power_is_that_of_the_noncentral_t_distribution(seeds, power, level):
+    """Integrated here over the deviation that a test finds; SciPy's fails in the far tail."""
+    settings = main.StatisticsSettings(power=power, level=level)
+    effect = main.plan(1.0, seeds, settings).detectable_difference
+    limit = scipy.stats.t.isf(level / 2, seeds - 1)
+    squares = scipy.stats.chi2.ppf((np.arange(200_000) + 0.5) / 200_000, seeds - 1)
+    deviations = np.sqrt(squares / (seeds - 1))
+    far = effect * np.sqrt(seeds) - limit * deviations
+    assert scipy.stats.norm.cdf(far).mean() == pytest.approx(power, abs=1e-3)
+
+
+def test_few_seeds_do_not_decide_at_a_strict_level():
+    settings = main.StatisticsSettings(margin=0.5, level=0.01)
+    for effect in (20, 40):  # which two seeds find in half of the cases
+        assert main.plan(0.5 / effect, 2, settings).deciding_seeds == 3
+
+
 def test_spread_is_that_of_its_sources():
     """Seeds, images and what is left, drawn with known deviations."""
     rng = np.random.default_rng(0)

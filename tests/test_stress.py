@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -550,12 +551,12 @@ def test_scores_have_intervals_over_images_or_seeds():
     rng = np.random.default_rng(0)
     values = rng.normal(5, 2, 400)
     settings = main.Settings(stress_tests=main.StressSettings(score_resamples=4000))
-    one = main.score(np.mean, [(values,)], settings)
+    one = main.score(np.mean, [(values,)], settings, of_one_image=0)
     half = 1.96 * values.std() / 20
     assert one.interval.value == pytest.approx(values.mean())
     bounds = (one.interval.low, one.interval.high)
     assert bounds == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
-    many = main.score(np.mean, [(values + k,) for k in (0, 1, 3)], settings)
+    many = main.score(np.mean, [(values + k,) for k in (0, 1, 3)], settings, of_one_image=0)
     means = values.mean() + np.array([0, 1, 3])
     expected = scipy.stats.ttest_1samp(means, 0).confidence_interval()
     assert (many.interval.low, many.interval.high) == pytest.approx(tuple(expected))
@@ -673,7 +674,97 @@ def test_textures_svhn_and_cifar100_are_read_as_torchvision_leaves_them(tmp_path
         main.read_cifar100(tmp_path)
 
 
+def test_seeds_that_agree_leave_an_interval_of_a_rounded_image(stressed):
+    """The step of each number is its own: one class of 400 for the size of a set, not 100."""
+    outputs = torch.randn(400, 10, generator=torch.Generator().manual_seed(0))
+    labels = outputs.argmax(1)
+    run = SimpleNamespace(logits=outputs)
+    settings = main.Settings(seeds=2)
+    found = main.study_conformal([run, run], [0.2, 0.2], labels, settings)
+    for score, of_one_image in ((found.size, 1), (found.coverage, 100)):
+        half = (score.interval.high - score.interval.low) / 2
+        error = of_one_image / 400 / np.sqrt(12) / np.sqrt(2)
+        assert half == pytest.approx(scipy.stats.t.ppf(0.975, 1) * error)
+
+
+@pytest.mark.parametrize("images", [30, 50, 100, 250])
+def test_risks_are_drawn_where_they_are_measured(images):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(images, 10, generator=generator)
+    correct = (torch.rand(images, generator=generator) < 0.7).numpy()
+    run = SimpleNamespace(logits=logits, correct=correct)
+    settings = main.Settings(stress_tests=main.StressSettings(score_resamples=10))
+    found = main.study_selection([run], None, main.confidence_as_trained, settings)
+    every = main.risks(main.confidence_as_trained(logits), ~correct)
+    for coverage, risk in zip(found.coverage, found.risk[0], strict=True):
+        answered = round(coverage * images / 100)
+        assert 1 <= answered <= images and risk == every[answered - 1]
+    assert found.coverage[-1] == 100
+
+
 # Heatmaps and gates
+
+
+@pytest.mark.parametrize("stages", [1, 2, 4])
+def test_random_maps_are_as_coarse_as_grad_cams(monkeypatch, stages):
+    recipe = main.Recipe(dataset="shapes", widths=(8,) * stages, stem=4)
+    settings = main.Settings(
+        recipe=recipe, stress_tests=main.StressSettings(curve_steps=2, score_resamples=10)
+    )
+    model = main.build_network(main.NETWORKS[0], recipe, 10).eval()
+    images = main.draw_shapes(10, seed=3)
+    model.measure_input(images.pixels, recipe)
+    sizes = []
+    real = F.interpolate
+
+    def interpolate(maps, *arguments, **more):
+        sizes.append(tuple(maps.shape[2:]))
+        return real(maps, *arguments, **more)
+
+    monkeypatch.setattr(F, "interpolate", interpolate)
+    hardware = main.Hardware(torch.device("cpu"), "fp32", "")
+    main.study_heatmaps(model, images, settings, hardware)
+    side = 32 // 2**stages
+    assert len(sizes) > 2 and set(sizes) == {(side, side)}
+
+
+def test_a_stage_is_shuffled_with_its_attention(monkeypatch):
+    recipe = main.Recipe(dataset="shapes", widths=(8, 8), stem=4)
+    settings = main.Settings(
+        recipe=recipe, stress_tests=main.StressSettings(curve_steps=2, score_resamples=10)
+    )
+    model = main.build_network(main.NETWORKS[1], recipe, 10).eval()
+    before = copy.deepcopy(model.state_dict())
+    seen = []
+    real = main.grad_cam
+
+    def look(model, pixels, classes):
+        seen.append(copy.deepcopy(model.state_dict()))
+        return real(model, pixels, classes)
+
+    monkeypatch.setattr(main, "grad_cam", look)
+    hardware = main.Hardware(torch.device("cpu"), "fp32", "")
+    main.study_heatmaps(model, main.draw_shapes(10, seed=3), settings, hardware)
+    shuffled = []  # the layers whose matrices have changed, step by step
+    for found in seen[1:]:
+        changed = {name for name in before if not torch.equal(found[name], before[name])}
+        matrices = {name for name in changed if before[name].ndim > 1}
+        shuffled.append({".".join(name.split(".")[:2]) for name in matrices})
+    from_the_top = [{"classifier.weight"}, {"attention.1", "stages.1"}, {"attention.0", "stages.0"}]
+    for k, found in enumerate(shuffled):
+        assert found == set().union(*from_the_top[: k + 1])
+    assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)
+
+
+def test_areas_are_those_below_the_curves(stressed):
+    one = stressed["baseline"]
+    measured = {found.metric.key: found.mean() for found in main.measurements(one)}
+    for key, curve in (
+        ("deletion_auc_grad_cam", one.heatmaps.grad_cam.deletion),
+        ("insertion_auc_random", one.heatmaps.random.insertion),
+    ):
+        steps = len(curve) - 1
+        assert measured[key] == pytest.approx((curve[1:] + curve[:-1]).sum() / 2 / steps)
 
 
 def test_grad_cam_beats_random_maps(stressed):
