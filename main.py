@@ -2652,35 +2652,35 @@ class Bootstrap:
         return float(((self.drawn <= limit).sum() + 1) / (len(self.drawn) + 1))
 
 
-def bootstrap(change: np.ndarray, seed: int, settings: StatisticsSettings) -> Bootstrap:
-    """Of `change` [seeds, images].
+def bootstrap(gains: np.ndarray, seed: int, settings: StatisticsSettings) -> Bootstrap:
+    """Of `gains` [seeds, images].
 
     Seeds and images are both drawn again; with one seed, it is the paired bootstrap over images.
     Images of equal columns are drawn together, which leaves the distribution as it is.
     """
     rng = np.random.default_rng(seed)
-    seeds = len(change)
-    columns, counts = np.unique(change, axis=1, return_counts=True)
+    seeds = len(gains)
+    columns, counts = np.unique(gains, axis=1, return_counts=True)
     images = counts.sum()
     drawn = rng.multinomial(images, counts / images, settings.resamples)  # [resamples, columns]
     means_by_seed = drawn @ columns.T / images  # [resamples, seeds]
     drawn_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), settings.resamples)
     means = (means_by_seed * (drawn_seeds / seeds)).sum(1)
-    return Bootstrap(float(change.mean()), means)
+    return Bootstrap(float(gains.mean()), means)
 
 
-def judge(change: np.ndarray, resolution: float, settings: Settings) -> Difference:
-    """The difference that is the mean of `change` [seeds, images], in points.
+def judge(gains: np.ndarray, resolution: float, settings: Settings) -> Difference:
+    """The difference that is the mean of `gains` [seeds, images], in points.
 
     By the t test over seeds, of one seed by the paired bootstrap over images. `resolution` is the
     step from one possible mean over images to the next.
     """
     statistics = settings.statistics
     found: TTest | Bootstrap
-    if len(change) > 1:
-        found = t_test(change.mean(1), resolution)
+    if len(gains) > 1:
+        found = t_test(gains.mean(1), resolution)
     else:
-        found = bootstrap(change, settings.recipe.seed, statistics)
+        found = bootstrap(gains, settings.recipe.seed, statistics)
     p = found.p()
     margin_p = found.margin_p(statistics.margin)
     difference = Difference(
@@ -2694,15 +2694,15 @@ def judge(change: np.ndarray, resolution: float, settings: Settings) -> Differen
     return decide(difference, statistics.level)
 
 
-def judge_answers(change: np.ndarray, settings: Settings) -> Difference:
-    """The same in percentage points, of `change` [seeds, images] of -1, 0 and 1.
+def judge_answers(gains: np.ndarray, settings: Settings) -> Difference:
+    """The same in percentage points, of `gains` [seeds, images] of -1, 0 and 1.
 
     Where there is one seed, p is that of McNemar's exact test.
     """
-    difference = judge(100 * change, 100 / change.shape[1], settings)
-    if len(change) > 1:
+    difference = judge(100 * gains, 100 / gains.shape[1], settings)
+    if len(gains) > 1:
         return difference
-    p = mcnemar_p(*count_changes(change[0]))
+    p = mcnemar_p(*count_gained_and_lost(gains[0]))
     return decide(dataclasses.replace(difference, p=p, p_holm=p), settings.statistics.level)
 
 
@@ -2736,47 +2736,47 @@ def compare(
     """On all images, and class by class with p corrected over the classes."""
     correct = np.stack([run.correct for run in runs]).astype(int)
     correct_first = np.stack([run.correct for run in first_runs]).astype(int)
-    change = correct - correct_first  # [seeds, images]: 1 only this is right, -1 only the first
-    overall = compare_group(change, settings)
+    gains = correct - correct_first  # [seeds, images]: 1 only this is right, -1 only the first
+    overall = compare_group(gains, settings)
     by_class = []
     for label in range(classes):
-        by_class.append(compare_group(change[:, (labels == label).numpy()], settings))
+        by_class.append(compare_group(gains[:, (labels == label).numpy()], settings))
     corrected = correct_by_holm(by_class, settings.statistics.level)
     return Comparison(network, overall, tuple(corrected))
 
 
-def compare_group(change: np.ndarray, settings: Settings) -> GroupComparison:
-    """The comparison on some images, from `change` [seeds, images] of -1, 0 and 1."""
+def compare_group(gains: np.ndarray, settings: Settings) -> GroupComparison:
+    """The comparison on some images, from `gains` [seeds, images] of -1, 0 and 1."""
     seed = settings.recipe.seed
     statistics = settings.statistics
-    images = change.shape[1]
-    tests = tuple(compare_one_seed(row, seed, statistics) for row in change)
-    difference = judge_answers(change, settings)
-    if len(change) == 1:
+    images = gains.shape[1]
+    tests = tuple(compare_one_seed(row, seed, statistics) for row in gains)
+    difference = judge_answers(gains, settings)
+    if len(gains) == 1:
         return GroupComparison(difference, tests, None)
-    spread = analyse_spread(100 * change)
-    deviation = t_test(100 * change.mean(1), 100 / images).standard_deviation
-    both = bootstrap(100 * change, seed, statistics)
+    spread = analyse_spread(100 * gains)
+    deviation = t_test(100 * gains.mean(1), 100 / images).standard_deviation
+    both = bootstrap(100 * gains, seed, statistics)
     over_seeds = SeveralSeeds(
         spread=spread,
-        planning=plan(deviation, len(change), statistics),
+        planning=plan(deviation, len(gains), statistics),
         interval_over_seeds_and_images=both.interval(1 - statistics.level),
-        outperforming=share_of_better_seeds(change.sum(1), statistics.level),
+        outperforming=share_of_better_seeds(gains.sum(1), statistics.level),
     )
     return GroupComparison(difference, tests, over_seeds)
 
 
-def compare_one_seed(change: np.ndarray, seed: int, settings: StatisticsSettings) -> SeedTest:
-    """McNemar's test and the paired bootstrap on `change` [images] of -1, 0 and 1."""
-    gained, lost = count_changes(change)
+def compare_one_seed(gains: np.ndarray, seed: int, settings: StatisticsSettings) -> SeedTest:
+    """McNemar's test and the paired bootstrap on `gains` [images] of -1, 0 and 1."""
+    gained, lost = count_gained_and_lost(gains)
     p = mcnemar_p(gained, lost)
-    interval = bootstrap(100 * change[None], seed, settings).interval(1 - settings.level)
+    interval = bootstrap(100 * gains[None], seed, settings).interval(1 - settings.level)
     return SeedTest(gained, lost, p, p, interval)
 
 
-def count_changes(change: np.ndarray) -> tuple[int, int]:
-    """How many of `change` [images] are above 0, and how many below."""
-    return int((change > 0).sum()), int((change < 0).sum())
+def count_gained_and_lost(gains: np.ndarray) -> tuple[int, int]:
+    """How many of `gains` [images] are above 0, and how many below."""
+    return int((gains > 0).sum()), int((gains < 0).sum())
 
 
 def mcnemar_p(gained: int, lost: int) -> float:
@@ -2786,12 +2786,12 @@ def mcnemar_p(gained: int, lost: int) -> float:
     return float(stats.mcnemar([[0, gained], [lost, 0]], exact=True).pvalue)
 
 
-def analyse_spread(change: np.ndarray) -> Spread:
-    """Of `change` [seeds, images]: seeds and images are random, without replication."""
-    seeds, images = change.shape
-    by_seed = change.mean(1, keepdims=True)
-    by_image = change.mean(0, keepdims=True)
-    rest = change - by_seed - by_image + change.mean()
+def analyse_spread(gains: np.ndarray) -> Spread:
+    """Of `gains` [seeds, images]: seeds and images are random, without replication."""
+    seeds, images = gains.shape
+    by_seed = gains.mean(1, keepdims=True)
+    by_image = gains.mean(0, keepdims=True)
+    rest = gains - by_seed - by_image + gains.mean()
     variance_of_rest = (rest**2).sum() / max(1, (seeds - 1) * (images - 1))
     variance_of_seeds = by_seed.var(ddof=1)  # on these images
     variance_of_images = by_image.var(ddof=1) if images > 1 else 0.0  # by these seeds
@@ -3168,10 +3168,10 @@ def sure_mistakes(logits: Tensor, correct: np.ndarray, levels: Sequence[float]) 
 
 def p_of_changes(mistakes: np.ndarray, first: np.ndarray, settings: Settings) -> tuple[float, ...]:
     """Of bool [seeds, levels, images], two networks'; corrected over the levels."""
-    change = mistakes.astype(int) - first.astype(int)
+    gains = mistakes.astype(int) - first.astype(int)
     ps = []
-    for k in range(change.shape[1]):
-        ps.append(judge_answers(change[:, k], settings).p)
+    for k in range(gains.shape[1]):
+        ps.append(judge_answers(gains[:, k], settings).p)
     return tuple(holm(ps, settings.statistics.level))
 
 
@@ -3379,8 +3379,8 @@ def study_labels(
     for key, of_network in correct.items():
         accuracy[key] = share_interval(of_network.sum(1), images, settings.statistics)
         if key != first_key:
-            change = of_network - correct[first_key]
-            differences[key] = judge_answers(change, settings)
+            gains = of_network - correct[first_key]
+            differences[key] = judge_answers(gains, settings)
     return LabelSuspects(tuple(suspects), accuracy, differences)
 
 
@@ -3686,24 +3686,24 @@ def say_common(common: Sequence[Sequence[Association]]) -> str:
 
 
 def say_suspects(
-    labels: LabelSuspects, comparisons: Sequence[Comparison], test: int, margin: float
+    found: LabelSuspects, comparisons: Sequence[Comparison], images: int, margin: float
 ) -> str:
     """How many labels are suspected, and whether the verdict stands without them."""
-    count = len(labels.suspects)
+    count = len(found.suspects)
     if count == 0:
         return "No test label is suspected to be wrong."
     accuracy = []
     for network in NETWORKS:
-        accuracy.append(f"{labels.accuracy[network.key].value:.2f} % ({network.title})")
+        accuracy.append(f"{found.accuracy[network.key].value:.2f} % ({network.title})")
     are = "are" if count > 1 else "is"
     them = "them" if count > 1 else "it"
     sentences = [
-        f"Of {test:,} test labels, {count:,} {are} suspected to be wrong: all networks "
+        f"Of {images:,} test labels, {count:,} {are} suspected to be wrong: all networks "
         f"agree with confidence on another class. Without {them} accuracy is "
         f"{join_with_and(accuracy)}."
     ]
     for comparison in comparisons:
-        difference = labels.differences[comparison.network.key]
+        difference = found.differences[comparison.network.key]
         before = comparison.overall.difference
         same = (difference.verdict, difference.is_within_margin) == (
             before.verdict,
@@ -4001,7 +4001,7 @@ class Corruption:
     """A corruption by name, and its strength at severities 0 (none at all) to 5."""
 
     name: str
-    change: Callable[[np.ndarray, Any, np.random.Generator], np.ndarray]
+    apply: Callable[[np.ndarray, Any, np.random.Generator], np.ndarray]
     strengths: tuple
     is_extra: bool = False  # not one of the fifteen that the benchmark's mean is over
 
@@ -4084,7 +4084,7 @@ def corrupt(pixels: Tensor, corruption: Corruption, severity: int, seed: int) ->
     """
     name = int.from_bytes(corruption.name.encode())
     rng = np.random.default_rng([seed, name, severity])
-    x = corruption.change(pixels.numpy() / 255, corruption.strengths[severity], rng)
+    x = corruption.apply(pixels.numpy() / 255, corruption.strengths[severity], rng)
     return torch.from_numpy(round_down(x))
 
 
