@@ -2843,7 +2843,9 @@ def power_of_t_test(effect: float, seeds: int, level: float) -> float:
     By the noncentral t distribution, which SciPy can't compute where it is all but certain.
     """
     limit = scipy.stats.t.isf(level, seeds - 1)
-    power = scipy.stats.nct.sf(limit, seeds - 1, effect * math.sqrt(seeds))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        power = scipy.stats.nct.sf(limit, seeds - 1, effect * math.sqrt(seeds))
     return float(np.nan_to_num(power, nan=1.0))
 
 
