@@ -4,7 +4,9 @@ import dataclasses
 import io
 import itertools
 import json
+import re
 import shutil
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -63,7 +65,7 @@ def test_text_is_readable_and_lies_within_the_figure(results, style, classes):
         canvas = figure.bbox.padded(1)
         boxes = {}
         for text in drawn_texts(figure):
-            assert text.get_fontsize() >= 6, (name, text)
+            assert text.get_fontsize() * scale_in_paper(name, figure) >= 6, (name, text)
             box = text.get_window_extent()
             assert canvas.x0 <= box.x0 and box.x1 <= canvas.x1, (name, text)
             assert canvas.y0 <= box.y0 and box.y1 <= canvas.y1, (name, text)
@@ -72,6 +74,18 @@ def test_text_is_readable_and_lies_within_the_figure(results, style, classes):
         for (one, box), (other, beside) in itertools.combinations(boxes.items(), 2):
             common = matplotlib.transforms.Bbox.intersection(box, beside)
             assert common is None or min(common.width, common.height) < 2, (name, one, other)
+
+
+def scale_in_paper(name, figure):
+    """What report.tex makes a figure larger or smaller by; 1 for what it does not show."""
+    line = (210 - 2 * 24) / 25.4  # inches: A4 and its margins
+    report = (Path(main.__file__).parent / "report.tex").read_text()
+    shown = re.findall(r"\\fullpage(?:\[(\.\d+)\\linewidth\])?\{([^{}]+)\}", report)
+    assert len(shown) > 8
+    for share, names in shown:
+        if re.fullmatch(re.sub(r"\\[a-z]+", r"\\w+", names), name):
+            return float(share or 1) * line / figure.get_figwidth()
+    return 1
 
 
 def drawn_texts(figure):
