@@ -37,6 +37,11 @@ os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 # Figures go to files alone. A notebook's cells hand on a backend that only notebooks have.
 os.environ["MPLBACKEND"] = "agg"
 
+# Both may be closed, and some packages want them: NumPy 2.0 as it is imported, older tqdm later.
+for stream_name in ("stdout", "stderr"):
+    if getattr(sys, stream_name) is None:
+        setattr(sys, stream_name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
+
 import bisect
 import copy
 import ctypes
@@ -730,7 +735,7 @@ def wait_for_all(futures: Sequence[Future]) -> None:
 
 def on_terminal() -> bool:
     """Whether progress bars are for a person's eyes, and not for a log file's."""
-    return sys.stderr is not None and sys.stderr.isatty()
+    return sys.stderr.isatty()
 
 
 # ---- 3. Files ----------------------------------------------------------------------------------
@@ -1187,7 +1192,6 @@ def download(url: str, part: Path, patient: bool, settings: DownloadSettings) ->
             unit="B",
             unit_scale=True,
             mininterval=0.1 if on_terminal() else 60,  # in a log file a line a minute
-            disable=sys.stderr is None,
         )
         with part.open("ab" if have else "wb") as file, bar:
             window_start = time.monotonic()

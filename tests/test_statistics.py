@@ -78,7 +78,7 @@ def test_one_seed_agrees_with_the_libraries():
         assert (test.only_this_correct, test.only_first_correct) == (table[1][0], table[0][1])
         reference = scipy.stats.bootstrap(
             (100 * b, 100 * a), lambda x, y, axis: x.mean(axis) - y.mean(axis), paired=True,
-            method="percentile", n_resamples=20000, rng=1,
+            method="percentile", n_resamples=20000, random_state=1,
         ).confidence_interval  # fmt: skip
         assert bounds(group.difference.interval) == pytest.approx(tuple(reference), abs=0.25)
     holm = multipletests([group.difference.p for group in found.by_class], method="holm")[1]
