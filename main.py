@@ -352,6 +352,11 @@ def settings_by_flag(settings: Any) -> dict[str, object]:
 PLACES = ("data_dir", "output_dir", "mirror", "predict")
 
 
+def option_of(setting: str) -> str:
+    """A setting's name as it is typed: "data_dir" is --data-dir."""
+    return f"--{setting.replace('_', '-')}"
+
+
 def command_line(settings: Settings) -> str:
     """What is typed for a run with these settings, wherever its files lie."""
     usual = settings_by_flag(Settings())
@@ -359,7 +364,7 @@ def command_line(settings: Settings) -> str:
     for name, value in settings_by_flag(settings).items():
         if name in PLACES or value == usual[name]:
             continue
-        words.append(f"--{name.replace('_', '-')}")
+        words.append(option_of(name))
         if isinstance(value, list):
             words += [str(one) for one in value]
         elif not isinstance(value, bool):
@@ -396,7 +401,7 @@ def expand_home(option: str, folder: Path) -> Path:
 
 def refuse_settings(option: str, problem: str) -> NoReturn:
     """One line on stderr, and the exit status of a usage error."""
-    print(f"main.py: argument --{option.replace('_', '-')}: {problem}", file=sys.stderr)
+    print(f"main.py: argument {option_of(option)}: {problem}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -5924,11 +5929,11 @@ def plot_transitions(results: Results) -> Figure:
     names = [str(way).replace(", ", ",\n") for way in ways]
     compared = results.failures.transitions
     thickness = 0.8 / max(1, len(compared))
+    style = count_style(results.settings.seeds)
     for k, one in enumerate(compared):
         counts = [one.counts[way].mean() for way in ways]
         place = np.arange(len(ways)) + (k - (len(compared) - 1) / 2) * thickness
         bars = left.barh(place, counts, 0.9 * thickness, color=one.network.colour)
-        style = count_style(results.settings.seeds)
         left.bar_label(bars, fmt=f"{{:{style}}}", padding=2)
     left.set(yticks=range(len(ways)), yticklabels=names, xlabel="test images")
     left.margins(x=0.18)
