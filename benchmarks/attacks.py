@@ -1,128 +1,105 @@
-"""What main.py's attack leaves, beside the parts of AutoAttack, on trained networks; one table.
+"""What main.py's attack leaves, beside AutoAttack, on trained networks; one table.
 
-    python benchmarks/attacks.py --data-dir ../shared/data --seeds 3 --attack-images 1000
+    pip install git+https://github.com/fra31/auto-attack
+    python benchmarks/attacks.py --data-dir ../shared/data --attack-images 1000
 
-Takes the options of main.py, whose weights in the output folder are attacked, and the tests'
-packages. The reference is adversarial-robustness-toolbox's: APGD on the cross-entropy and on the
-ratio of logits, 100 steps each, then Square with 1,000 queries, each on what the ones before have
-left (Croce & Hein, ICML 2020).
+Takes the options of main.py, whose weights in the output folder are attacked. The reference is its
+authors' own AutoAttack in the standard version (Croce & Hein, ICML 2020): APGD on the
+cross-entropy, targeted APGD on the ratio of logits and targeted FAB, both towards all nine other
+classes, 100 steps each, then Square with 5,000 queries, each on what the ones before have left.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from art.attacks.evasion import AutoProjectedGradientDescent, SquareAttack
-from art.estimators.classification import PyTorchClassifier
-from torch import nn
+from autoattack import AutoAttack
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main
 
 EPSILONS = (1.0, 2.0)  # of 255
-STEPS = 100
-QUERIES = 1000
+PARTS = {"apgd-ce": "APGD-CE", "apgd-t": "+ APGD-T", "fab-t": "+ FAB-T", "square": "+ Square"}
 
 
-def reference_attacks(
-    classifier: PyTorchClassifier, epsilon: float
-) -> dict[str, AutoProjectedGradientDescent | SquareAttack]:
-    """AutoAttack's parts by name, in its order."""
-    apgd = {"eps": epsilon, "eps_step": 2 * epsilon, "max_iter": STEPS, "nb_random_init": 1}
-    parts = {}
-    for name, loss in (("APGD-CE", "cross_entropy"), ("APGD-DLR", "difference_logits_ratio")):
-        parts[name] = AutoProjectedGradientDescent(
-            classifier, loss_type=loss, batch_size=250, verbose=False, **apgd
-        )
-    parts["Square"] = SquareAttack(
-        classifier, eps=epsilon, max_iter=QUERIES, nb_restarts=1, batch_size=250, verbose=False
-    )
-    return parts
+def withstand_autoattack(
+    model: main.Classifier, x: Tensor, labels: Tensor, epsilon: float, batch: int
+) -> list[Tensor]:
+    """Which of images float32 [N, 3, 32, 32] are left after each part: bool [N]."""
+    reference = AutoAttack(model, eps=epsilon, seed=0, verbose=False, device=x.device)
+    robust = main.answers_rightly(model, x, labels)
+    left_after = []
+    for part in PARTS:
+        index = robust.nonzero()[:, 0]
+        if len(index) > 0:
+            reference.attacks_to_run = [part]
+            attacked = reference.run_standard_evaluation(x[index], labels[index], bs=batch)
+            robust = robust.clone()
+            robust[index] = main.answers_rightly(model, attacked, labels[index])
+        left_after.append(robust)
+    return left_after
 
 
-def attack_by_reference(
-    model: nn.Module, images: main.Images, epsilon: float, classes: int, device: torch.device
-) -> dict[str, int]:
-    """How many images are left after each part."""
-    classifier = PyTorchClassifier(
-        model,
-        nn.CrossEntropyLoss(),
-        input_shape=(3, 32, 32),
-        nb_classes=classes,
-        clip_values=(0, 1),
-        device_type="gpu" if device.type == "cuda" else "cpu",
-    )
-    x = main.to_input(images.pixels).numpy()
-    labels = images.labels.numpy()
-    right = classifier.predict(x).argmax(1) == labels
-    x, labels = x[right], labels[right]
-    left = {}
-    for name, part in reference_attacks(classifier, epsilon).items():
-        np.random.seed(0)
-        torch.manual_seed(0)
-        if len(x) > 0:
-            adversarial = part.generate(x, labels)
-            withstood = classifier.predict(adversarial).argmax(1) == labels
-            x, labels = x[withstood], labels[withstood]
-        left[name] = len(x)
-    return left
-
-
-@dataclasses.dataclass(frozen=True)
-class Attempt:
-    """A network to be attacked, and the others of its seed."""
-
-    seed: int
-    key: str
-    models: dict[str, main.Classifier]
-
-
-def attempt(
-    one: Attempt, images: main.Images, settings: main.Settings, hardware: main.Hardware
+def print_rows(
+    key: str,
+    seed: int,
+    models: dict[str, main.Classifier],
+    images: main.Images,
+    settings: main.Settings,
+    hardware: main.Hardware,
 ) -> None:
-    """Print a row for each epsilon."""
-    stress = dataclasses.replace(settings.stress_tests, epsilons=EPSILONS)
+    """A row for each epsilon."""
+    x = main.to_input(images.pixels).to(hardware.device)
+    labels = images.labels.to(hardware.device)
     start = time.perf_counter()
-    found = main.attack_in_batches(one.key, one.models, images, stress, hardware)
+    stress = replace(settings.stress_tests, epsilons=EPSILONS)
+    found = main.attack_in_batches(key, models, images, stress, hardware)
     seconds = time.perf_counter() - start
-    for k, epsilon in enumerate(EPSILONS):
+    for epsilon, withstood in zip(EPSILONS, torch.from_numpy(found.withstood), strict=True):
         start = time.perf_counter()
-        model: Any = one.models[one.key]
-        left = attack_by_reference(model, images, epsilon / 255, 10, hardware.device)
-        share = 100 / len(images)
-        cells = [one.key, str(one.seed), f"{epsilon:g}", f"{share * found.withstood[k].sum():.1f}"]
-        cells += [f"{share * count:.1f}" for count in left.values()]
-        cells += [f"{seconds:.0f}", f"{time.perf_counter() - start:.0f}"]
+        left_after = withstand_autoattack(
+            models[key], x, labels, epsilon / 255, settings.eval_batch
+        )
+        reference_seconds = time.perf_counter() - start
+        shares = [100 * robust.double().mean().item() for robust in (withstood, *left_after)]
+        by_either = 100 * (withstood & left_after[-1].cpu()).double().mean().item()
+        cells = [f"{epsilon:g}", key, str(seed), *(f"{share:.1f}" for share in shares)]
+        cells += [f"{by_either:.1f}", f"{seconds:.0f}", f"{reference_seconds:.0f}"]
         print("|", " | ".join(cells), "|", flush=True)
 
 
 def run(settings: main.Settings) -> None:
     hardware = main.prepare_machine(settings)
     data = main.load_data(settings)
-    jobs = main.training_jobs(settings)
-    trained = [main.load_trained(job.path, job, 10, settings.precision) for job in jobs]
-    for one in trained:
-        one.model.to(hardware.device)
     index = main.first_images(data, settings.images_to_attack(), settings.stress_tests)
     images = data.test.select(index)
     print(f"{hardware.description}; {len(images)} test images, accuracy (%) that is left")
-    print("| network | seed | ε | main.py | APGD-CE | + APGD-DLR | + Square | s (both ε) | s |")
-    print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
-    attempts = []
+    columns = [
+        "ε",
+        "network",
+        "seed",
+        "main.py",
+        *PARTS.values(),
+        "either",
+        "s (both ε)",
+        "s of AutoAttack",
+    ]
+    print("|", " | ".join(columns), "|")
+    print("|", " | ".join(["---"] * 3 + ["---:"] * (len(columns) - 3)), "|", flush=True)
+    jobs = main.training_jobs(settings)
     for seed in settings.all_seeds():
-        models = {one.network.key: one.model for one in trained if one.seed == seed}
-        attempts += [Attempt(seed, key, models) for key in models]
-
-    def work(one: Attempt) -> None:
-        attempt(one, images, settings, hardware)
-
-    main.side_by_side(work, attempts, hardware)
+        models = {}
+        for job in jobs:
+            if job.recipe.seed == seed:
+                trained = main.load_trained(job.path, job, 10, settings.precision)
+                models[job.network.key] = trained.model.to(hardware.device)
+        for key in models:
+            print_rows(key, seed, models, images, settings, hardware)
 
 
 if __name__ == "__main__":

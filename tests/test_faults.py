@@ -559,10 +559,19 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_ends_in_one_line_and_leaves_no_part(small_disk, capsys):
     message = refused(capsys, *tiny(small_disk))
-    assert "No space left" in message
+    assert "No space left" in message and str(small_disk) in message and "--output-dir" in message
     assert not list(small_disk.rglob(".*.tmp"))
     for path in small_disk.rglob("*.pth"):
         main.read_tensors(path)  # what is there is whole
+    TRIED["full disks"] += 1
+
+
+def test_a_download_that_fills_the_disk_blames_no_mirror(mirrors, small_disk, tmp_path, capsys):
+    mirrors("good", "good")
+    message = refused(capsys, "--data-dir", str(small_disk), "--output-dir", str(tmp_path / "out"))
+    assert str(small_disk / PART) in message and "No space left" in message
+    assert "--data-dir" in message and "http" not in message
+    assert Mirror.asked == [("good", 0)]
     TRIED["full disks"] += 1
 
 
@@ -575,10 +584,16 @@ def test_a_read_only_disk_is_named(small_disk, capsys):
 
 def test_an_output_that_is_a_file_is_named(tmp_path, capsys):
     (tmp_path / "taken").write_text("mine")
-    assert "taken" in refused(capsys, *tiny(tmp_path / "taken"))
-    assert "taken" in refused(capsys, *tiny(tmp_path / "taken" / "below"))
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    for blocked in (tmp_path / "taken", tmp_path / "taken" / "below", tmp_path / "round" / "below"):
+        for option in ("--output-dir", "--data-dir"):
+            folders = {"--output-dir": tmp_path / "out", "--data-dir": tmp_path, option: blocked}
+            arguments = [str(word) for pair in folders.items() for word in pair]
+            message = refused(capsys, *arguments)
+            assert f"main.py: {blocked} " in message
+            assert message.endswith(f"mend that, or choose another {option}")
+            TRIED["blocked paths"] += 1
     assert (tmp_path / "taken").read_text() == "mine"
-    TRIED["blocked paths"] += 2
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -460,7 +460,7 @@ def test_a_file_that_cannot_be_written_keeps_no_other_from_it(tiny_run, tmp_path
     for name in blocked:
         (tmp_path / name).mkdir(parents=True)
     message = refused(capsys, *tiny(tmp_path, *STRESS))
-    assert "Is a directory" in message
+    assert "Is a directory" in message and "mend that and run again" in message
     expected = {*json.loads((tiny_run / "results" / "files.json").read_text()), blocked[-1]}
     assert expected > set(blocked)
     for name in expected:
