@@ -74,33 +74,41 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Protocol, Self, TypeVar, cast, get_type_hints
 
-import cv2
-import joblib
-import matplotlib
-import numpy as np
-import pandas as pd
-import requests
-import scipy
-import seaborn as sns
-import sklearn
-import torch
-import torch.nn.functional as F
-import torchvision
-import tyro
-from filelock import FileLock, Timeout
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import MaxNLocator
-from PIL import Image, ImageOps
-from scipy.ndimage import correlate, gaussian_filter
-from sklearn.metrics import auc, confusion_matrix, precision_recall_fscore_support
-from sklearn.model_selection import train_test_split
-from statsmodels.stats import api as stats
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
-from torchvision.datasets import CIFAR10
-from torchvision.datasets.utils import check_integrity
-from tqdm import tqdm
+try:
+    import cv2
+    import jinja2  # noqa: F401 - pandas writes LaTeX with it
+    import joblib
+    import matplotlib
+    import numpy as np
+    import pandas as pd
+    import requests
+    import scipy
+    import seaborn as sns
+    import sklearn
+    import tabulate  # noqa: F401 - and Markdown with this
+    import torch
+    import torch.nn.functional as F
+    import torchvision
+    import tyro
+    from filelock import FileLock, Timeout
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.ticker import MaxNLocator
+    from PIL import Image, ImageOps
+    from scipy.ndimage import correlate, gaussian_filter
+    from sklearn.metrics import auc, confusion_matrix, precision_recall_fscore_support
+    from sklearn.model_selection import train_test_split
+    from statsmodels.stats import api as stats
+    from torch import Tensor, nn
+    from torch.utils.flop_counter import FlopCounterMode
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
+    from tqdm import tqdm
+except ImportError as error:
+    sys.exit(
+        f"main.py can't import what it needs ({error}): activate the environment that has it, or "
+        "pip install -r requirements.txt (see the README's Troubleshooting)"
+    )
 
 if sys.platform != "win32":
     import fcntl
