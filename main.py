@@ -109,6 +109,8 @@ except ImportError as error:
         f"main.py can't import what it needs ({error}): activate the environment that has it, or "
         "pip install -r requirements.txt (see the README's Troubleshooting)"
     )
+except KeyboardInterrupt:
+    sys.exit("main.py: interrupted")
 
 if sys.platform != "win32":
     import fcntl
@@ -7256,4 +7258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:  # before the run has anything to keep
+        sys.exit("main.py: interrupted")

@@ -5,12 +5,14 @@ import errno
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -174,6 +176,21 @@ def test_a_missing_package_is_told_before_anything_else(tmp_path, missing):
     (line,) = run.stderr.splitlines()
     assert run.returncode == 1 and run.stdout == ""
     assert f"(No module named {missing})" in line and "pip install -r requirements.txt" in line
+
+
+def test_an_interrupt_before_the_run_ends_in_a_line(tmp_path, monkeypatch):
+    """While packages are imported, which takes seconds, or the machine is prepared."""
+    (tmp_path / "tabulate.py").write_text("raise KeyboardInterrupt")
+    run = run_main("--help", PYTHONPATH=str(tmp_path))
+    assert run.returncode == 1 and run.stderr == "main.py: interrupted\n"
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(joblib, "cpu_count", interrupt)
+    monkeypatch.setattr(sys, "argv", ["main.py", "--device", "cpu"])
+    with pytest.raises(SystemExit, match=r"main\.py: interrupted"):
+        runpy.run_path(str(MAIN), run_name="__main__")
 
 
 def test_versions_do_not_depend_on_a_packages_name(monkeypatch):
