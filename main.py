@@ -268,9 +268,9 @@ class StressSettings:
     """test images to attack, the first of each class; without it 400, of shapes 150"""
     epsilons: Annotated[tuple[float, ...], Between(0.01, 255)] = (0.25, 0.5, 1, 2, 4, 8)
     """largest change of a pixel by an attack, of 255"""
-    attack_targets: Annotated[int, Between(1, 9)] = 3
+    attack_targets: Annotated[int, Between(1, 9)] = 5
     """classes that an image is pushed to, the nearest first"""
-    attack_steps: Annotated[int, Between(2)] = 20
+    attack_steps: Annotated[int, Between(2)] = 40
     """steps of an attack towards each of them"""
     calibration_bins: Annotated[int, Between(1, 1000)] = 15
     """bins of confidence in the calibration error"""
