@@ -1250,7 +1250,7 @@ def find_official(folder: Path, labels: Tensor) -> dict[str, np.ndarray]:
     """The arrays in `folder`/CIFAR-10-C, perhaps unpacked one level too deep, by corruption.
 
     They are uint8 [5, N, 32, 32, 3] by severity, of the test images with `labels` [N], and stay on
-    the disk until they are used.
+    the disk until they are used. There are none where all are extra ones, which no mean is over.
     """
     place = folder / "CIFAR-10-C"
     arrays = {}
@@ -1259,11 +1259,15 @@ def find_official(folder: Path, labels: Tensor) -> dict[str, np.ndarray]:
             refuse_other_labels(path, labels)
         else:
             arrays[path.stem] = read_official(path, len(labels))
-    if arrays:
+    if arrays.keys() - EXTRA_CORRUPTIONS:
         print(f"Corruptions are the {len(arrays)} arrays of CIFAR-10-C in {place}")
-    elif place.exists():
-        print(f"{place} holds no arrays (*.npy) of CIFAR-10-C: corruptions are made here")
-    return arrays
+        return arrays
+    if place.exists():
+        print(
+            f"{place} holds no arrays (*.npy) of CIFAR-10-C, or its extra ones alone: corruptions "
+            "are made here"
+        )
+    return {}
 
 
 def read_array(path: Path) -> np.ndarray:
@@ -4209,14 +4213,13 @@ def try_each(
 class CorruptionScores:
     """A network's accuracy under corruption, in percent.
 
-    Means, and what is made of them, are over the benchmark's corruptions, without the extra ones;
-    None where there are none of these.
+    Means, and what is made of them, are over the benchmark's corruptions, without the extra ones.
     """
 
     names: tuple[str, ...]
     accuracy: np.ndarray  # float64 [seeds, corruptions, severities]
-    mean_accuracy: Score | None
-    mean_accuracy_of_extra: Score | None
+    mean_accuracy: Score
+    mean_accuracy_of_extra: Score | None  # if there are any
     mean_corruption_error: float | None  # the first network's being 100, if that errs at all
     change: Difference | None  # of mean accuracy, from the first network
 
@@ -4286,8 +4289,9 @@ def score_corruptions(
     scores = {}
     for key, of_network in correct.items():
         benchmark = of_network[:, ~is_extra]
+        extra = of_network[:, is_extra]
         change = None
-        if key != first_key and not is_extra.all():
+        if key != first_key:
             tries = benchmark.shape[1] * benchmark.shape[2]
             gains = 100 * (benchmark.sum((1, 2)) - first.sum((1, 2))) / tries  # [seeds, images]
             change = judge(gains, 100 / (tries * gains.shape[1]), settings)
@@ -4295,17 +4299,15 @@ def score_corruptions(
             names=names,
             accuracy=100 * of_network.mean(3),
             mean_accuracy=mean_accuracy(benchmark, settings),
-            mean_accuracy_of_extra=mean_accuracy(of_network[:, is_extra], settings),
+            mean_accuracy_of_extra=mean_accuracy(extra, settings) if is_extra.any() else None,
             mean_corruption_error=mean_ratio(mean_errors(benchmark), mean_errors(first)),
             change=change,
         )
     return scores
 
 
-def mean_accuracy(correct: np.ndarray, settings: Settings) -> Score | None:
-    """In percent, of `correct` [seeds, corruptions, severities, images], if any."""
-    if correct.size == 0:
-        return None
+def mean_accuracy(correct: np.ndarray, settings: Settings) -> Score:
+    """In percent, of `correct` [seeds, corruptions, severities, images]."""
     tries = correct.shape[1] * correct.shape[2]
     by_seed = [(100 * of_seed.mean((0, 1)),) for of_seed in correct]
     return score(np.mean, by_seed, settings, of_one_image=100 / tries)
@@ -4746,7 +4748,7 @@ class DoubtScores:
     without_norm: SelectionScores
     foreign: dict[str, ForeignScores]  # by what the images are
     conformal: ConformalScores
-    shift: ShiftScores | None  # None where none of the benchmark's corruptions was tried
+    shift: ShiftScores
 
 
 def study_doubt(
@@ -4886,10 +4888,8 @@ def study_shift(
     temperatures: np.ndarray,
     thresholds: Sequence[float],
     settings: Settings,
-) -> ShiftScores | None:
-    """Of `corrupted` logits [seeds, corruptions, severities, N, classes]; None without any."""
-    if corrupted.shape[1] == 0:
-        return None
+) -> ShiftScores:
+    """Of `corrupted` logits [seeds, corruptions, severities, N, classes]."""
     bins = settings.stress_tests.calibration_bins
     by_severity: list[list[ShiftedImages]] = []
     for k in range(len(SEVERITIES)):
@@ -5574,8 +5574,7 @@ Measured = Iterator[tuple[Metric, Score | np.ndarray | Sequence[float] | float]]
 
 
 def measure_corruptions(scores: CorruptionScores) -> Measured:
-    if scores.mean_accuracy is not None:
-        yield CORRUPTED_ACCURACY, scores.mean_accuracy
+    yield CORRUPTED_ACCURACY, scores.mean_accuracy
     if scores.mean_corruption_error is not None:
         yield CORRUPTION_ERROR, scores.mean_corruption_error
     if scores.change is not None:
@@ -5621,11 +5620,10 @@ def measure_doubt(scores: DoubtScores) -> Measured:
     yield SET_COVERAGE.at("clean", "clean"), conformal.coverage
     yield SET_SIZE.at("clean", "clean"), conformal.size
     shift = scores.shift
-    if shift is not None:
-        yield SET_COVERAGE.at("severity_5", "severity 5"), shift.set_coverage[-1]
-        yield SET_SIZE.at("severity_5", "severity 5"), shift.set_size[-1]
-        yield SHIFTED_ERROR.at("as_trained", "as trained"), shift.error_as_trained[-1]
-        yield SHIFTED_ERROR.at("scaled", "temperature scaled"), shift.error_scaled[-1]
+    yield SET_COVERAGE.at("severity_5", "severity 5"), shift.set_coverage[-1]
+    yield SET_SIZE.at("severity_5", "severity 5"), shift.set_size[-1]
+    yield SHIFTED_ERROR.at("as_trained", "as trained"), shift.error_as_trained[-1]
+    yield SHIFTED_ERROR.at("scaled", "temperature scaled"), shift.error_scaled[-1]
 
 
 def measure_heatmaps(scores: HeatmapScores) -> Measured:
@@ -5838,13 +5836,12 @@ def plot_selection(stress: StressResults) -> Figure:
     return figure
 
 
-def plot_shift(stress: StressResults) -> Figure | None:
+def plot_shift(stress: StressResults) -> Figure:
     """By the corruptions' severity: calibration error, and coverage of the sets of classes."""
-    shifts = [(one.network, one.doubt.shift) for one in stress.networks if one.doubt.shift]
-    if not shifts:
-        return None
     figure, left, right = two_panels()
-    for network, shift in shifts:
+    for of_network in stress.networks:
+        network = of_network.network
+        shift = of_network.doubt.shift
         for scores, name, dashes in (
             (shift.error_as_trained, "as trained", "--"),
             (shift.error_scaled, "temperature scaled", "-"),

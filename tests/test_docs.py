@@ -231,6 +231,22 @@ def test_a_paper_on_networks_of_other_depths(tmp_path, stages):
     assert f"shuffled down to stage {stages}" in text
 
 
+def test_a_paper_on_networks_without_gates(tmp_path, monkeypatch):
+    """Nor with a corruption error, which there is none of where the first network never errs."""
+    plain = main.Network(
+        "plain", "Plain", "#DDAA33", "^",
+        build=main.with_attention(main.nn.Identity),
+        about="nothing either",
+    )  # fmt: skip
+    monkeypatch.setattr(main, "NETWORKS", [main.NETWORKS[0], plain])
+    monkeypatch.setattr(main, "mean_ratio", lambda errors, first_errors: None)
+    main.main(tiny(tmp_path / "run", *STRESS))
+    text, log, _ = compile_report(tmp_path, tmp_path / "run")
+    assert_clean(log)
+    assert "Do the maps mean anything?" in text and "What the attention learnt" not in text
+    assert "Mean accuracy is" in text and "mean corruption error" not in text
+
+
 class Blind(main.SmallCNN):
     """A network that sees nothing: its classifier is given zeros."""
 

@@ -621,7 +621,6 @@ def test_calibration_under_shift_is_that_of_all_corruptions_together():
         )
         sizes = (chance >= least).sum(1).double()
         assert found.set_size[3].by_seed[seed] == pytest.approx(sizes.mean().item())
-    assert main.study_shift(logits[:, :0], labels, np.ones(2), [0.1, 0.1], settings) is None
 
 
 def test_norm_is_taken_out():
