@@ -126,6 +126,29 @@ def test_each_number_of_the_readme_is_a_runs():
     assert len(given) > 40 and given <= listed | {"0.5"}, given - listed  # the margin
 
 
+def test_each_time_in_the_readme_was_taken():
+    """Those of its table are listed with their source, and equal it once rounded."""
+    listed = set()
+    runs = ROOT / "docs" / "runs"
+    page = (ROOT / "docs" / "numbers.md").read_text()
+    row = r"^\| (([\d.]+) (s|min)) \| (\w+)\.(json|txt) \| (.+) \|$"
+    for printed, number, unit, run, kind, what in re.findall(row, page, re.MULTILINE):
+        text = (runs / f"{run}.{kind}").read_text()
+        if kind == "json":
+            seconds = sum(look_up(json.loads(text), key) for key in what.split(" + "))
+        else:
+            (taken,) = re.findall(rf"^{re.escape(what)}: (\d+) s$", text, re.MULTILINE)
+            seconds = int(taken)
+        digits = len(number.partition(".")[2])
+        value = seconds / 60 if unit == "min" else seconds
+        assert number == f"{value:.{digits}f}", (printed, run, what)
+        listed.add(printed)
+    readme = (ROOT / "README.md").read_text()
+    table = re.search(r"\n## How long it takes\n.*?\n\n[^|]", readme, re.DOTALL)[0]
+    given = set(re.findall(r"[\d.]+ (?:s|min)\b", table))
+    assert len(given) > 6 and given - listed == {"62 s"}  # of which numbers.md says why
+
+
 def test_each_number_that_the_paper_rounds_is_a_runs():
     """docs/numbers.md lists them for the run that the README tells of, and only those."""
     page = (ROOT / "docs" / "numbers.md").read_text()
