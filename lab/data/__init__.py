@@ -1,0 +1,1 @@
+"""Images and labels: CIFAR-10, drawn shapes, and other people's benchmarks beside them."""

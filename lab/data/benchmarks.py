@@ -1,0 +1,111 @@
+"""Other people's images beside the data set: CIFAR-10-C, and what a network should not know.
+
+In comes the folder where the data lies. Out come arrays by name; what is absent is left out, and
+what is there and wrong is a `UserError` before any training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import ImageOps
+from torch import Tensor
+
+from lab.data.images import IMAGE_SIZE
+from lab.machine.options import UserError
+
+CURE_OFFICIAL = "delete it, or fetch CIFAR-10-C again"
+
+
+def find_official(
+    folder: Path, labels: Tensor, extra: Collection[str]
+) -> dict[str, np.ndarray]:
+    """The arrays in `folder`/CIFAR-10-C, perhaps unpacked one level too deep, by corruption.
+
+    They are uint8 [5, N, 32, 32, 3] by severity, of the test images with `labels` [N], and stay on
+    the disk until they are used. There are none where all are `extra` ones, which no mean is over.
+    """
+    place = folder / "CIFAR-10-C"
+    arrays = {}
+    for path in sorted(place.rglob("[!.]*.npy")):  # macOS leaves notes that begin with a dot
+        if path.stem == "labels":
+            refuse_other_labels(path, labels)
+        else:
+            arrays[path.stem] = read_official(path, len(labels))
+    if arrays.keys() - set(extra):
+        print(f"Corruptions are the {len(arrays)} arrays of CIFAR-10-C in {place}")
+        return arrays
+    if place.exists():
+        print(
+            f"{place} holds no arrays (*.npy) of CIFAR-10-C, or its extra ones alone: corruptions "
+            "are made here"
+        )
+    return {}
+
+
+def read_array(path: Path) -> np.ndarray:
+    """An array on the disk; UserError for anything else, also a pickle, which is not loaded."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path} is no array: {CURE_OFFICIAL}") from error
+
+
+def read_official(path: Path, count: int) -> np.ndarray:
+    """A file of CIFAR-10-C, which has all test images at severity 1, then at 2, and so on."""
+    array = read_array(path)
+    shape = (5 * count, IMAGE_SIZE, IMAGE_SIZE, 3)
+    if array.shape != shape or array.dtype != np.uint8:
+        found = f"{array.dtype} {list(array.shape)}, not uint8 {list(shape)}"
+        raise UserError(f"{path} holds {found}: {CURE_OFFICIAL}")
+    return array.reshape(5, count, *shape[1:])
+
+
+def refuse_other_labels(path: Path, labels: Tensor) -> None:
+    """UserError where CIFAR-10-C's own labels are not those of the test images."""
+    if not np.array_equal(read_array(path), np.tile(labels.numpy(), 5)):
+        raise UserError(f"{path} holds other labels than CIFAR-10's: {CURE_OFFICIAL}")
+
+
+def find_foreign(folder: Path, count: int) -> dict[str, Tensor]:
+    """At most `count` images uint8 [N, 32, 32, 3] of each other data set in `folder`, by name."""
+    found = {}
+    for name, read in FOREIGN.items():
+        with suppress(RuntimeError):  # absent or not whole, as torchvision says it
+            found[name] = torch.from_numpy(read(folder)[:count])
+    return found
+
+
+def read_svhn(folder: Path) -> np.ndarray:
+    from torchvision.datasets import SVHN
+
+    return SVHN(folder, split="test").data.transpose(0, 2, 3, 1)
+
+
+def read_cifar100(folder: Path) -> np.ndarray:
+    from torchvision.datasets import CIFAR100
+
+    return CIFAR100(folder, train=False).data
+
+
+def read_textures(folder: Path) -> np.ndarray:
+    """The middle of each picture, made small."""
+    from torchvision.datasets import DTD
+
+    made = []
+    for picture, _ in DTD(folder, split="test"):
+        small = ImageOps.fit(picture.convert("RGB"), (IMAGE_SIZE, IMAGE_SIZE))
+        made.append(np.asarray(small))
+    return np.stack(made)
+
+
+# Test images uint8 [N, 32, 32, 3] in the files that torchvision downloads
+FOREIGN: dict[str, Callable[[Path], np.ndarray]] = {
+    "SVHN": read_svhn,
+    "CIFAR-100": read_cifar100,
+    "Textures": read_textures,
+}

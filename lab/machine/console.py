@@ -1,0 +1,120 @@
+"""The console: what is going on and for how long, and one line where a run can't go on.
+
+In come errors, the folders of a run and what it keeps. Out come lines for a person to read.
+"""
+
+from __future__ import annotations
+
+import io
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from lab.machine.device import Hardware
+from lab.machine.options import PROGRAM, UserError, option_of
+
+
+def prepare() -> None:
+    """Show progress in a log file at once; end at SIGTERM as at Ctrl-C.
+
+    SIGTERM is how torchrun stops the other ranks when one dies.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not in a notebook
+            # What a console can't show (a folder's name) is shown by its number.
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def on_terminal() -> bool:
+    """Whether progress bars are for a person's eyes, and not for a log file's."""
+    return sys.stderr.isatty()
+
+
+def say(line: str) -> None:
+    """Print a line, above whatever progress bar is shown."""
+    tqdm.write(line)
+
+
+class Stopwatch:
+    """The seconds that each phase of a run takes; says when one begins and when it ends."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str, work: str = "") -> Iterator[None]:
+        """Time what is done inside, under a name; `work` says in words what that is."""
+        say(f"{name}: {work}" if work else f"{name} begins")
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+        say(f"{name} took {self.seconds[name]:.1f} s")
+
+
+@contextmanager
+def one_line_errors(
+    hardware: Hardware, folders: Mapping[str, Path], interrupted: str
+) -> Iterator[None]:
+    """End in one line, with exit status 1, where a person can mend what went wrong.
+
+    `folders` are those of the run, by the setting that names them; `interrupted` is said after
+    Ctrl-C. Of several ranks, one says it.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        farewell = say_why(error, hardware, folders, interrupted)
+        if farewell is None:
+            raise
+        if not hardware.ranks.is_first_to("say why the run ends"):
+            sys.exit(1)
+        sys.exit(f"{PROGRAM}: {farewell}")
+
+
+def say_why(
+    error: BaseException, hardware: Hardware, folders: Mapping[str, Path], interrupted: str
+) -> str | None:
+    """What a person is told of an error; None where it is the program's own."""
+    if isinstance(error, KeyboardInterrupt):
+        return interrupted
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        return say_refused_by_system(error, folders)
+    if is_lack_of_memory(error):
+        return (
+            f"the memory of {hardware.description} is full: lower --eval-batch or the number of "
+            "images; or, with --retrain, --batch-size or --widths"
+        )
+    return None
+
+
+def say_refused_by_system(error: OSError, folders: Mapping[str, Path]) -> str:
+    """What the system would not do, where, and what can be done."""
+    if not isinstance(error.filename, str):  # not of a file
+        return str(error)
+    cure = "mend that"
+    where = Path(error.filename).absolute()
+    for setting, folder in folders.items():
+        place = folder.absolute()
+        if where.is_relative_to(place) or place.is_relative_to(where):
+            cure += f", or choose another {option_of(setting)}"
+            break
+    return f"{error.filename} can't be used ({error.strerror}): {cure}"
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, as NumPy, PyTorch and CUDA's libraries say it."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    signs = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+    return any(sign in str(error) for sign in signs)

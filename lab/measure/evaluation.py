@@ -1,0 +1,180 @@
+"""What trained models answer, held against the labels.
+
+In come models and images; out come logits, features, and evaluations: what is predicted, how sure
+that is, accuracy by class and confusion.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lab.data.images import Dataset, Images, to_input
+from lab.machine.device import Hardware
+from lab.machine.parallel import in_parallel
+from lab.measure.models import Model, Network, TrainedModel, mean_over_pixels
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a network gives for N images, on the CPU."""
+
+    features: Tensor  # float32 [N, C]: the last stage's channels, averaged over the image
+    logits: Tensor  # float32 [N, classes]
+
+
+@torch.no_grad()
+def outputs_of(model: Model, pixels: Tensor, hardware: Hardware) -> Outputs:
+    """Of images uint8 [N, 32, 32, 3]; also of those under attack, float32 [N, 3, 32, 32]."""
+    model.eval()
+    features = []
+    logits = []
+    for part in pixels.split(hardware.eval_batch):
+        hardware.raise_if_cancelled()
+        with hardware.autocast():
+            activations = model.features(to_input(part.to(hardware.device)))
+            logits.append(model.classify(activations).float())
+        features.append(mean_over_pixels(activations.float()))
+    return Outputs(torch.cat(features).cpu(), torch.cat(logits).cpu())
+
+
+def logits_of(model: Model, pixels: Tensor, hardware: Hardware) -> Tensor:
+    """float32 [N, classes]; see `outputs_of`."""
+    return outputs_of(model, pixels, hardware).logits
+
+
+def at_labels(values: Tensor, labels: Tensor) -> Tensor:
+    """Of values [N, classes], logits say, those of `labels` int64 [N]: [N]."""
+    return values.gather(1, labels[:, None])[:, 0]
+
+
+def accuracy_of(model: Model, images: Images, hardware: Hardware) -> float:
+    """In percent."""
+    correct = logits_of(model, images.pixels, hardware).argmax(1) == images.labels
+    return 100 * float(correct.double().mean())
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a network gives for its seed's validation images, and their labels int64 [N]."""
+
+    outputs: Outputs
+    labels: Tensor
+
+    @cached_property
+    def class_means(self) -> Tensor:
+        """The mean features of each class: float32 [classes, C]."""
+        means = []
+        for label in range(self.outputs.logits.shape[1]):
+            means.append(self.outputs.features[self.labels == label].mean(0))
+        return torch.stack(means).nan_to_num()  # a class may have no validation image
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one trained network does on the test images; accuracies in percent."""
+
+    trained: TrainedModel
+    features: Tensor  # float32 [N, C], as of `Outputs`
+    logits: Tensor  # float32 [N, classes]
+    predicted: Tensor  # int64 [N]
+    confidence: Tensor  # float32 [N], probability of the predicted class
+    correct: np.ndarray  # bool [N]
+    accuracy: float
+    class_accuracy: np.ndarray  # float64 [classes]
+    confusion: np.ndarray  # int64 [classes, classes]: true class by predicted class
+    held_out: HeldOut
+
+    @cached_property
+    def temperature(self) -> float:
+        """What the logits are to be divided by; fitted on the validation images."""
+        return fit_temperature(self.held_out.outputs.logits, self.held_out.labels)
+
+    def scaled_logits(self) -> Tensor:
+        return self.logits / self.temperature
+
+
+# Each network's evaluations by seed, under the network's key; the first is compared with.
+ByNetwork = Mapping[str, Sequence[Evaluation]]
+
+
+def evaluate_all(
+    trained: Sequence[TrainedModel], data: Dataset, hardware: Hardware
+) -> dict[str, list[Evaluation]]:
+    """Each network's evaluations by seed, under the network's key."""
+
+    def evaluate_one(one: TrainedModel) -> Evaluation:
+        outputs = outputs_of(one.model, data.test.pixels, hardware)
+        validation = data.train.select(data.splits[one.seed].validation)
+        held_out = outputs_of(one.model, validation.pixels, hardware)
+        return evaluate(one, outputs, data.test.labels, HeldOut(held_out, validation.labels))
+
+    by_network: dict[str, list[Evaluation]] = {}
+    for evaluation in in_parallel(evaluate_one, trained, hardware):
+        by_network.setdefault(evaluation.trained.network.key, []).append(evaluation)
+    return by_network
+
+
+def first_key(by_network: Mapping[str, Any]) -> str:
+    """The key of the network that the others are compared with."""
+    return next(iter(by_network))
+
+
+def networks_of(by_network: ByNetwork) -> list[Network]:
+    """The networks that were evaluated, the first first."""
+    return [evaluations[0].trained.network for evaluations in by_network.values()]
+
+
+def evaluate(
+    trained: TrainedModel, outputs: Outputs, labels: Tensor, held_out: HeldOut
+) -> Evaluation:
+    """The outputs for the test images held against their `labels` int64 [N]."""
+    from sklearn.metrics import confusion_matrix
+
+    logits = outputs.logits
+    confidence, predicted = logits.softmax(1).max(1)
+    confusion = confusion_matrix(labels, predicted, labels=range(logits.shape[1]))
+    images_by_class = confusion.sum(1)
+    class_accuracy = 100 * confusion.diagonal() / images_by_class.clip(1)
+    accuracy = 100 * confusion.trace() / confusion.sum()
+    return Evaluation(
+        trained=trained,
+        features=outputs.features,
+        logits=logits,
+        predicted=predicted,
+        confidence=confidence,
+        correct=(predicted == labels).numpy(),
+        accuracy=round(float(accuracy), 4),
+        class_accuracy=class_accuracy.round(4),
+        confusion=confusion,
+        held_out=held_out,
+    )
+
+
+def correct_by_seed(evaluations: Sequence[Evaluation]) -> np.ndarray:
+    """Which test images one network classifies correctly: bool [seeds, images]."""
+    return np.stack([evaluation.correct for evaluation in evaluations])
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """What logits [N, classes] are to be divided by (Guo et al., ICML 2017, section 4.2)."""
+    logits = logits.double()
+
+    def loss(log_temperature: float) -> float:
+        return float(F.cross_entropy(logits / math.exp(log_temperature), labels))
+
+    return math.exp(scipy.optimize.minimize_scalar(loss, bounds=(-3, 3)).x)
+
+
+def distance_from_any_class(features: Tensor, means: Tensor) -> Tensor:
+    """From features [N, C] to the nearest of the classes' means [classes, C]: float32 [N]."""
+    return torch.cdist(features, means).amin(1)

@@ -1,0 +1,392 @@
+"""The networks' mistakes: which, how sure, and what changes from network to network.
+
+In come evaluations and the data; out comes a `Dossier`: counts with their tests, scores by class,
+the surest mistakes as images, and a row for every test image.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lab.data.images import Dataset, Images
+from lab.machine.options import Between
+from lab.measure import gradcam, statistics, suspects
+from lab.measure.attributes import (
+    Association,
+    associate,
+    common_to_all,
+    distance_from_class,
+    image_attributes,
+)
+from lab.measure.evaluation import ByNetwork, Evaluation, at_labels, first_key
+from lab.measure.gradcam import ExplainedImage
+from lab.measure.models import Network
+from lab.measure.statistics import Interval
+from lab.measure.suspects import LabelSuspects
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is told of the networks' mistakes."""
+
+    failure_images: Annotated[int, Between(1, 20)] = 4
+    """images in each row of the failure figure"""
+    suspect_images: Annotated[int, Between(1, 100)] = 16
+    """images in the figure of labels that may be wrong"""
+    sure_levels: Annotated[tuple[float, ...], Between(0, 100)] = (50, 60, 70, 80, 90, 95, 99)
+    """confidences, in percent, from which mistakes are counted"""
+    confused_pairs: Annotated[int, Between(1, 1000)] = 5
+    """pairs of classes whose confusion is reported, the most frequent first"""
+    named_attributes: Annotated[int, Between(1, 100)] = 3
+    """attributes of images that are named as going with mistakes, the strongest first"""
+
+
+class Transition(enum.StrEnum):
+    """What becomes of a test image from the first network to another."""
+
+    RIGHT = "right in both"
+    CORRECTED = "corrected"
+    BROKEN = "broken"
+    SAME_CLASS = "wrong in both, same class"
+    OTHER_CLASS = "wrong in both, other class"
+
+
+def transitions(first: Evaluation, other: Evaluation) -> dict[Transition, np.ndarray]:
+    """Which test images each holds for: bool [N]."""
+    both_wrong = ~first.correct & ~other.correct
+    same_class = (first.predicted == other.predicted).numpy()
+    return {
+        Transition.RIGHT: first.correct & other.correct,
+        Transition.CORRECTED: ~first.correct & other.correct,
+        Transition.BROKEN: first.correct & ~other.correct,
+        Transition.SAME_CLASS: both_wrong & same_class,
+        Transition.OTHER_CLASS: both_wrong & ~same_class,
+    }
+
+
+@dataclass(frozen=True)
+class TransitionCounts:
+    """How many test images go which way from the first network to this one."""
+
+    network: Network
+    first: Network
+    counts: dict[Transition, np.ndarray]  # int64 [seeds]
+
+
+def count_transitions(
+    evaluations: Sequence[Evaluation], first_evaluations: Sequence[Evaluation]
+) -> TransitionCounts:
+    """Each seed's networks are a pair."""
+    counts: dict[Transition, list[int]] = {way: [] for way in Transition}
+    for first, other in zip(first_evaluations, evaluations, strict=True):
+        for way, images in transitions(first, other).items():
+            counts[way].append(int(images.sum()))
+    by_way = {way: np.array(by_seed) for way, by_seed in counts.items()}
+    network = evaluations[0].trained.network
+    return TransitionCounts(network, first_evaluations[0].trained.network, by_way)
+
+
+@dataclass(frozen=True)
+class SureMistakes:
+    """How many mistakes a network makes with at least so much confidence: int64 [seeds, levels]."""
+
+    network: Network
+    levels: tuple[float, ...]  # of confidence, in percent
+    as_trained: np.ndarray
+    scaled: np.ndarray  # by the temperature
+    # At each level p of no change from the first network; Holm-corrected over the levels
+    p_as_trained: tuple[float, ...]
+    p_scaled: tuple[float, ...]
+
+
+def count_sure_mistakes(
+    evaluations: Sequence[Evaluation],
+    first_evaluations: Sequence[Evaluation],
+    levels: Sequence[float],
+    rules: statistics.Settings,
+    seed: int,
+) -> SureMistakes:
+    """With the same tests as accuracy has."""
+    as_trained, scaled = sure_mistakes_by_seed(evaluations, levels)
+    first, first_scaled = sure_mistakes_by_seed(first_evaluations, levels)
+    return SureMistakes(
+        network=evaluations[0].trained.network,
+        levels=tuple(levels),
+        as_trained=as_trained.sum(2),
+        scaled=scaled.sum(2),
+        p_as_trained=p_of_changes(as_trained, first, rules, seed),
+        p_scaled=p_of_changes(scaled, first_scaled, rules, seed),
+    )
+
+
+def sure_mistakes_by_seed(
+    evaluations: Sequence[Evaluation], levels: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """As trained, and with the temperature: bool [seeds, levels, images] each."""
+    as_trained = []
+    scaled = []
+    for one in evaluations:
+        as_trained.append(sure_mistakes(one.logits, one.correct, levels))
+        scaled.append(sure_mistakes(one.scaled_logits(), one.correct, levels))
+    return np.stack(as_trained), np.stack(scaled)
+
+
+def sure_mistakes(logits: Tensor, correct: np.ndarray, levels: Sequence[float]) -> np.ndarray:
+    """At each level, which images are mistaken with at least so much confidence: bool [L, N]."""
+    confidence = 100 * logits.softmax(1).amax(1).numpy()
+    return np.stack([(confidence >= level) & ~correct for level in levels])
+
+
+def p_of_changes(
+    mistakes: np.ndarray, first: np.ndarray, rules: statistics.Settings, seed: int
+) -> tuple[float, ...]:
+    """At each level p of no change from the first network's mistakes to another's.
+
+    Of both bool [seeds, levels, images]; corrected over the levels.
+    """
+    gains = mistakes.astype(int) - first.astype(int)
+    ps = []
+    for k in range(gains.shape[1]):
+        ps.append(statistics.judge_answers(gains[:, k], rules, seed).p)
+    return tuple(statistics.holm(ps, rules.level))
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Precision, recall and F1 in percent: float64 [seeds, classes]."""
+
+    network: Network
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+
+
+def score_classes(evaluations: Sequence[Evaluation], labels: Tensor, classes: int) -> ClassScores:
+    """By scikit-learn; 0 where a class is never predicted."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    by_seed = []
+    for evaluation in evaluations:
+        precision, recall, f1, _ = precision_recall_fscore_support(
+            labels, evaluation.predicted, labels=range(classes), zero_division=0
+        )
+        by_seed.append((100 * precision, 100 * recall, 100 * f1))
+    network = evaluations[0].trained.network
+    return ClassScores(network, *np.moveaxis(np.array(by_seed), 1, 0))
+
+
+@dataclass(frozen=True)
+class ConfusedPair:
+    """Two classes that are taken for each other: percent of the images of both."""
+
+    first_class: int
+    second_class: int
+    error: dict[str, float]  # mean over seeds, by network
+    change: dict[str, Interval]  # from the first network, by the other's key
+
+
+def find_confused_pairs(
+    by_network: ByNetwork, labels: Tensor, count: int, rules: statistics.Settings, seed: int
+) -> tuple[ConfusedPair, ...]:
+    """At most `count`, which the first network confuses most."""
+    first = first_key(by_network)
+    confusion = np.sum([evaluation.confusion for evaluation in by_network[first]], axis=0)
+    both_ways = np.triu(confusion + confusion.T, k=1)
+    order = np.argsort(-both_ways, axis=None, kind="stable")
+    pairs = []
+    for place in order[:count].tolist():
+        a, b = divmod(place, len(both_ways))
+        if both_ways[a, b] == 0:
+            break
+        confused = {}
+        for key, evaluations in by_network.items():
+            confused[key] = 100.0 * confused_images(evaluations, labels, a, b)
+        error = {key: float(of_network.mean()) for key, of_network in confused.items()}
+        change = {}
+        for key in list(by_network)[1:]:
+            gains = confused[key] - confused[first]
+            change[key] = statistics.judge(gains, 100 / gains.shape[1], rules, seed).interval
+        pairs.append(ConfusedPair(a, b, error, change))
+    return tuple(pairs)
+
+
+def confused_images(
+    evaluations: Sequence[Evaluation], labels: Tensor, a: int, b: int
+) -> np.ndarray:
+    """Which images of two classes are taken for the other one: bool [seeds, images of both]."""
+    of_pair = (labels == a) | (labels == b)
+    by_seed = []
+    for evaluation in evaluations:
+        wrong = torch.from_numpy(~evaluation.correct)
+        between = (evaluation.predicted == a) | (evaluation.predicted == b)
+        by_seed.append((wrong & between)[of_pair].numpy())
+    return np.stack(by_seed)
+
+
+@dataclass(frozen=True)
+class MistakeGroup:
+    """A network's most confident mistakes; of all, or of those that it alone makes."""
+
+    network: Network
+    alone: bool
+    images: tuple[ExplainedImage, ...]
+
+    def title(self) -> str:
+        if self.alone:
+            return f"Only {self.network.title} is wrong"
+        return f"{self.network.title}: most confident mistakes"
+
+
+def group_mistakes(
+    evaluations: Sequence[Evaluation], test: Images, suspected: Sequence[int], count: int
+) -> tuple[MistakeGroup, ...]:
+    """At most `count` images a group, most confident first, with all networks' answers.
+
+    No two of a group have the same true and the same predicted class, so that one confusion does
+    not fill it. Images whose labels are suspected are left out. First each network's mistakes, then
+    what it alone gets wrong.
+    """
+    trusted = np.ones(len(test), bool)
+    trusted[list(suspected)] = False
+    groups = []
+    for alone in (False, True):
+        for evaluation in evaluations:
+            among = ~evaluation.correct & trusted
+            if alone:
+                for other in evaluations:
+                    if other is not evaluation:
+                        among &= other.correct
+            index = most_confident(among, evaluation, test.labels, count)
+            images = gradcam.explain_images(index, evaluations, test)
+            groups.append(MistakeGroup(evaluation.trained.network, alone, images))
+    return tuple(groups)
+
+
+def most_confident(among: np.ndarray, evaluation: Evaluation, labels: Tensor, count: int) -> Tensor:
+    """Indices of at most `count` images of those `among` bool [N], most confident first.
+
+    Of each pair of true and predicted class one.
+    """
+    order = evaluation.confidence.argsort(descending=True, stable=True)
+    seen = set()
+    index: list[int] = []
+    for i in order[torch.from_numpy(among)[order]].tolist():
+        if len(index) == count:
+            break
+        kind = (int(labels[i]), int(evaluation.predicted[i]))
+        if kind not in seen:
+            seen.add(kind)
+            index.append(i)
+    return torch.tensor(index, dtype=torch.int64)
+
+
+def prediction_rows(by_network: ByNetwork, test: Images, classes: Sequence[str]) -> pd.DataFrame:
+    """A row for each test image and seed: what each network says of it."""
+    import pandas as pd
+
+    names = np.array(classes)
+    frames = []
+    for k, first in enumerate(by_network[first_key(by_network)]):
+        columns: dict[str, Any] = {
+            "seed": first.trained.seed,
+            "index": np.arange(len(test)),
+            "true_class": names[test.labels],
+        }
+        for key, evaluations in by_network.items():
+            evaluation = evaluations[k]
+            chance = evaluation.logits.softmax(1)
+            columns[f"{key}_predicted"] = names[evaluation.predicted]
+            columns[f"{key}_confidence"] = evaluation.confidence.numpy()
+            columns[f"{key}_true_class_probability"] = at_labels(chance, test.labels).numpy()
+            columns[f"{key}_correct"] = evaluation.correct
+        frames.append(pd.DataFrame(columns))
+    return pd.concat(frames, ignore_index=True)
+
+
+def failure_rows(
+    predictions: pd.DataFrame, by_network: ByNetwork, suspected: Sequence[int]
+) -> pd.DataFrame:
+    """The rows of `predictions` that any network gets wrong, most confident first.
+
+    With what becomes of each from the first network to the others.
+    """
+    rows = predictions.copy()
+    first_evaluations = by_network[first_key(by_network)]
+    surest = np.zeros(len(rows))
+    for key, evaluations in by_network.items():
+        wrong = ~rows[f"{key}_correct"].to_numpy()
+        surest = np.maximum(surest, wrong * rows[f"{key}_confidence"].to_numpy())
+        if evaluations is not first_evaluations:
+            ways = []
+            for first, other in zip(first_evaluations, evaluations, strict=True):
+                images = transitions(first, other)
+                ways.append(np.select(list(images.values()), [str(way) for way in images], ""))
+            rows[f"{key}_transition"] = np.concatenate(ways)
+    rows["label_is_suspect"] = rows["index"].isin(suspected)
+    order = np.argsort(-surest, kind="stable")
+    return rows.iloc[order[surest[order] > 0]]
+
+
+@dataclass(frozen=True)
+class Dossier:
+    """What the networks get wrong, and what is in it."""
+
+    groups: tuple[MistakeGroup, ...]  # of the first seed
+    transitions: tuple[TransitionCounts, ...]
+    mistakes: tuple[SureMistakes, ...]
+    associations: tuple[Association, ...]
+    common: tuple[tuple[Association, ...], ...]  # by attribute; see `common_to_all`
+    labels: LabelSuspects
+    scores: tuple[ClassScores, ...]
+    pairs: tuple[ConfusedPair, ...]
+    predictions: pd.DataFrame
+    rows: pd.DataFrame  # of `failure_rows`
+
+
+def study(
+    by_network: ByNetwork, data: Dataset, settings: Settings, rules: statistics.Settings, seed: int
+) -> Dossier:
+    """What the networks of all seeds get wrong."""
+    test = data.test
+    first_evaluations = by_network[first_key(by_network)]
+    labels = suspects.study(by_network, test, rules, seed)
+    suspected = [suspect.index for suspect in labels.suspects]
+    on_pixels = image_attributes(test)
+    transition_counts = []
+    mistakes = []
+    associations = []
+    scores = []
+    for evaluations in by_network.values():
+        if evaluations is not first_evaluations:
+            transition_counts.append(count_transitions(evaluations, first_evaluations))
+        mistakes.append(
+            count_sure_mistakes(evaluations, first_evaluations, settings.sure_levels, rules, seed)
+        )
+        for attribute in [*on_pixels, distance_from_class(evaluations, test.labels)]:
+            associations.append(associate(attribute, evaluations, rules))
+        scores.append(score_classes(evaluations, test.labels, len(data.classes)))
+    common = common_to_all(associations, rules.level)
+    first_seed = [evaluations[0] for evaluations in by_network.values()]
+    predictions = prediction_rows(by_network, test, data.classes)
+    return Dossier(
+        groups=group_mistakes(first_seed, test, suspected, settings.failure_images),
+        transitions=tuple(transition_counts),
+        mistakes=tuple(mistakes),
+        associations=tuple(associations),
+        common=tuple(tuple(group) for group in common[: settings.named_attributes]),
+        labels=labels,
+        scores=tuple(scores),
+        pairs=find_confused_pairs(by_network, test.labels, settings.confused_pairs, rules, seed),
+        predictions=predictions,
+        rows=failure_rows(predictions, by_network, suspected),
+    )

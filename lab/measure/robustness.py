@@ -1,0 +1,152 @@
+"""Accuracy on corrupted images.
+
+In come evaluations and which test images to corrupt; out come each network's accuracy by corruption
+and severity, means over the benchmark's corruptions, and their change from the first network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lab.data.images import Dataset
+from lab.machine.device import Hardware
+from lab.machine.options import Between
+from lab.machine.parallel import Tick, try_each
+from lab.measure import corruptions, statistics
+from lab.measure.corruptions import SEVERITIES
+from lab.measure.evaluation import ByNetwork, first_key, logits_of
+from lab.measure.statistics import Difference, Estimate
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which images are corrupted."""
+
+    stress_images: Annotated[int | None, Between(50)] = None
+    """test images to corrupt, the first of each class; without it 1000, of shapes 500"""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A network's accuracy under corruption, in percent.
+
+    Means, and what is made of them, are over the benchmark's corruptions, without the extra ones.
+    """
+
+    names: tuple[str, ...]
+    accuracy: np.ndarray  # float64 [seeds, corruptions, severities]
+    mean_accuracy: Estimate
+    mean_accuracy_of_extra: Estimate | None  # if there are any
+    mean_corruption_error: float | None  # the first network's being 100, if that errs at all
+    change: Difference | None  # of mean accuracy, from the first network
+
+
+@dataclass(frozen=True)
+class Study:
+    """All networks under all corruptions, and what one image looks like under them."""
+
+    scores: dict[str, Scores]  # by the network's key
+    labels: Tensor  # int64 [N]
+    # By network: float32 [seeds, corruptions, severities, N, classes], extra ones left out
+    benchmark_logits: dict[str, Tensor]
+    original: np.ndarray  # uint8 [32, 32, 3]
+    examples: dict[str, np.ndarray]  # the same image under each corruption, at severity 3
+
+
+def study(
+    by_network: ByNetwork,
+    data: Dataset,
+    index: Tensor,
+    rules: statistics.Settings,
+    seed: int,
+    hardware: Hardware,
+) -> Study:
+    """Try all networks on test images `index`; each corruption is made once."""
+    clean = data.test.select(index)
+    names = corruptions.names_of(data)
+
+    def try_all(name: str, _: Tick) -> tuple[np.ndarray, dict[str, Tensor]]:
+        """An example, and by network the logits [seeds, severities, N, classes]."""
+        pixels = corruptions.images_under(name, data, index, seed)
+        logits = {}
+        for key, evaluations in by_network.items():
+            by_seed = []
+            for evaluation in evaluations:
+                flat = logits_of(evaluation.trained.model, pixels.flatten(0, 1), hardware)
+                by_seed.append(flat.unflatten(0, (len(SEVERITIES), -1)))
+            logits[key] = torch.stack(by_seed)
+        return pixels[SEVERITIES.index(3), 0].numpy(), logits
+
+    tries = try_each(try_all, names, hardware, "corruptions")
+    examples = {}
+    for name, (example, _) in zip(names, tries, strict=True):
+        examples[name] = example
+    is_benchmark = torch.tensor([name not in corruptions.EXTRA for name in names])
+    correct = {}
+    benchmark_logits = {}
+    for key in by_network:
+        logits = torch.stack([of_networks[key] for _, of_networks in tries], dim=1)
+        correct[key] = (logits.argmax(-1) == clean.labels).numpy()
+        benchmark_logits[key] = logits[:, is_benchmark]
+    return Study(
+        scores=score(tuple(names), correct, rules, seed),
+        labels=clean.labels,
+        benchmark_logits=benchmark_logits,
+        original=clean.pixels[0].numpy(),
+        examples=examples,
+    )
+
+
+def score(
+    names: tuple[str, ...], correct: Mapping[str, np.ndarray], rules: statistics.Settings, seed: int
+) -> dict[str, Scores]:
+    """Scores from `correct` bool [seeds, corruptions, severities, images], by network."""
+    is_extra = np.array([name in corruptions.EXTRA for name in names])
+    first = correct[first_key(correct)][:, ~is_extra]
+    scores = {}
+    for key, of_network in correct.items():
+        benchmark = of_network[:, ~is_extra]
+        mean_of_extra = None
+        if is_extra.any():
+            mean_of_extra = mean_accuracy(of_network[:, is_extra], rules, seed)
+        change = None
+        if key != first_key(correct):
+            tries = benchmark.shape[1] * benchmark.shape[2]
+            # Of each seed and image, the mean over corruptions and severities
+            gains = 100 * (benchmark.sum((1, 2)) - first.sum((1, 2))) / tries  # [seeds, images]
+            change = statistics.judge(gains, 100 / (tries * gains.shape[1]), rules, seed)
+        scores[key] = Scores(
+            names=names,
+            accuracy=100 * of_network.mean(3),
+            mean_accuracy=mean_accuracy(benchmark, rules, seed),
+            mean_accuracy_of_extra=mean_of_extra,
+            mean_corruption_error=mean_ratio(mean_errors(benchmark), mean_errors(first)),
+            change=change,
+        )
+    return scores
+
+
+def mean_accuracy(correct: np.ndarray, rules: statistics.Settings, seed: int) -> Estimate:
+    """In percent, of `correct` [seeds, corruptions, severities, images]."""
+    tries = correct.shape[1] * correct.shape[2]
+    by_seed = [(100 * of_seed.mean((0, 1)),) for of_seed in correct]
+    return statistics.estimate(np.mean, by_seed, rules, seed, of_one_image=100 / tries)
+
+
+def mean_errors(correct: np.ndarray) -> np.ndarray:
+    """The error in percent under each corruption, over seeds, severities and images."""
+    return 100 - 100 * correct.mean((0, 2, 3))
+
+
+def mean_ratio(errors: np.ndarray, first_errors: np.ndarray) -> float | None:
+    """The mean ratio in percent, over the corruptions under which the first network errs at all."""
+    comparable = first_errors > 0
+    if not comparable.any():
+        return None
+    return float(100 * (errors[comparable] / first_errors[comparable]).mean())

@@ -1,0 +1,168 @@
+"""The stress tests, one after the other, of all networks.
+
+In come evaluations, the data and which of its test images to try; out comes an `Outcome`, all that
+the five tests measured. Each says when it begins and how long it took.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from lab.data.images import Dataset, first_of_class
+from lab.machine.console import Stopwatch
+from lab.machine.device import Hardware
+from lab.machine.parallel import Tick, try_each
+from lab.measure import (
+    attacks,
+    calibration,
+    corruptions,
+    doubt,
+    gates,
+    heatmaps,
+    robustness,
+    statistics,
+)
+from lab.measure.evaluation import ByNetwork, networks_of
+from lab.measure.models import Network
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How hard the trained networks are tried."""
+
+    stress: Literal["full", "quick", "off"] = "full"
+    """stress tests; quick takes an eighth of the images"""
+    robustness: robustness.Settings = field(default_factory=robustness.Settings)
+    attacks: attacks.Settings = field(default_factory=attacks.Settings)
+    doubt: doubt.Settings = field(default_factory=doubt.Settings)
+    heatmaps: heatmaps.Settings = field(default_factory=heatmaps.Settings)
+
+    def share(self) -> float:
+        """How much of the images is tried."""
+        return {"full": 1, "quick": 1 / 8, "off": 0}[self.stress]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which test images are tried: int64 indices, the first of each class."""
+
+    corrupted: Tensor
+    attacked: Tensor
+    explained: Tensor  # whose heatmaps are tried
+
+
+@dataclass(frozen=True)
+class NetworkOutcome:
+    """What a network does under stress; heatmaps and gates are of its first seed."""
+
+    network: Network
+    corruptions: robustness.Scores
+    attacks: attacks.Scores
+    calibration: calibration.Scores
+    doubt: doubt.Scores
+    heatmaps: heatmaps.Scores
+    gates: gates.Scores | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The stress tests of all networks, and the image that shows the corruptions."""
+
+    classes: tuple[str, ...]
+    networks: tuple[NetworkOutcome, ...]
+    original: np.ndarray  # uint8 [32, 32, 3]
+    corrupted: dict[str, np.ndarray]  # by corruption, at severity 3
+    official: bool  # whether the corrupted images are CIFAR-10-C's own
+    conformal_miss: float  # what share of images sets of classes may miss
+    level: float  # of tests and intervals
+
+    def benchmark_corruptions(self) -> list[str]:
+        """Those that means are over."""
+        return [name for name in self.corrupted if name not in corruptions.EXTRA]
+
+
+def first_images(data: Dataset, count: int, share: float) -> Tensor:
+    """Indices of about a `share` of `count` test images, as many of each class."""
+    classes = len(data.classes)
+    of_each = math.ceil(share * count / classes)
+    return first_of_class(data.test.labels, range(classes), of_each)
+
+
+def run(
+    by_network: ByNetwork,
+    data: Dataset,
+    chosen: Chosen,
+    settings: Settings,
+    rules: statistics.Settings,
+    seed: int,
+    hardware: Hardware,
+) -> Outcome:
+    """All stress tests of all networks."""
+    watch = Stopwatch()
+    keys = list(by_network)
+    images = data.test.select(chosen.corrupted)
+    attacked_images = data.test.select(chosen.attacked)
+    explained_images = data.test.select(chosen.explained)
+
+    with watch.phase("stress 1/5: corruptions"):
+        corrupted = robustness.study(by_network, data, chosen.corrupted, rules, seed, hardware)
+
+    with watch.phase("stress 2/5: attacks"):
+        attacked = attacks.study(
+            by_network, attacked_images, settings.attacks, rules, seed, hardware
+        )
+
+    def study_doubt(key: str, _: Tick) -> tuple[calibration.Scores, doubt.Scores]:
+        calibrated = calibration.study(
+            by_network[key], data.test.labels, settings.doubt.calibration_bins
+        )
+        doubted = doubt.study(
+            key, by_network, corrupted, data, settings.doubt, rules, seed, hardware
+        )
+        return calibrated, doubted
+
+    with watch.phase("stress 3/5: doubt"):
+        doubts = try_each(study_doubt, keys, hardware, "doubt")
+
+    def study_heatmaps(key: str, _: Tick) -> heatmaps.Scores:
+        model = by_network[key][0].trained.model
+        return heatmaps.study(model, explained_images, settings.heatmaps, seed, hardware)
+
+    with watch.phase("stress 4/5: heatmaps"):
+        maps = try_each(study_heatmaps, keys, hardware, "heatmaps")
+
+    def study_gates(key: str, _: Tick) -> gates.Scores | None:
+        model = by_network[key][0].trained.model
+        return gates.study(model, images, len(data.classes), hardware)
+
+    with watch.phase("stress 5/5: gates"):
+        gated = try_each(study_gates, keys, hardware, "gates")
+
+    networks = []
+    for k, network in enumerate(networks_of(by_network)):
+        calibrated, doubted = doubts[k]
+        networks.append(
+            NetworkOutcome(
+                network=network,
+                corruptions=corrupted.scores[network.key],
+                attacks=attacked[network.key],
+                calibration=calibrated,
+                doubt=doubted,
+                heatmaps=maps[k],
+                gates=gated[k],
+            )
+        )
+    return Outcome(
+        classes=data.classes,
+        networks=tuple(networks),
+        original=corrupted.original,
+        corrupted=corrupted.examples,
+        official=len(data.official) > 0,
+        conformal_miss=settings.doubt.conformal_miss,
+        level=rules.level,
+    )

@@ -1,0 +1,559 @@
+"""The figures: results in, a figure out.
+
+`all_figures` names them all; each is drawn by a function of the results, of one network's, or of
+the stress tests' outcome.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from lab.machine.files import ResultFiles
+from lab.measure import statistics
+from lab.measure.attributes import by_attribute
+from lab.measure.corruptions import SEVERITIES
+from lab.measure.failures import Transition
+from lab.measure.gradcam import ExplainedImage
+from lab.measure.models import EpochLog, Network
+from lab.measure.statistics import Estimate, Interval
+from lab.measure.stress import Outcome
+from lab.report import drawing, sentences
+from lab.report.drawing import PAGE, Picture, PictureBlock
+from lab.report.results import NetworkResults, Results, named_images
+
+
+def plot_mean_and_range(
+    axes: Axes, x: Sequence[float] | np.ndarray, by_seed: np.ndarray, network: Network, **look: Any
+) -> None:
+    """The mean of `by_seed` [seeds, points] in the network's colour, the range of seeds shaded."""
+    look = {"marker": network.marker, "markersize": 3, **look}
+    axes.plot(x, by_seed.mean(0), color=network.colour, **look)
+    axes.fill_between(
+        x, by_seed.min(0), by_seed.max(0), color=network.colour, alpha=0.2, linewidth=0
+    )
+
+
+def two_panels() -> tuple[Figure, Axes, Axes]:
+    """A figure of two panels side by side."""
+    figure = drawing.new_figure(0.34 * PAGE)
+    left, right = figure.subplots(1, 2)
+    return figure, left, right
+
+
+def legend_above(figure: Figure, axes: Axes) -> None:
+    """One legend for all panels, which `axes` speaks for."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+
+
+def plot_training_curves(results: Results, of_network: NetworkResults) -> Figure:
+    """Loss and accuracy by epoch, with the axes of all networks: to be held side by side."""
+    figure, left, right = two_panels()
+    plot_history(left, of_network, lambda log: log.validation_loss, lambda log: log.train_loss)
+    plot_history(
+        right, of_network, lambda log: log.validation_accuracy, lambda log: log.train_accuracy
+    )
+    left.set(ylabel="loss", ylim=history_limits(results, EpochLog.losses))
+    right.set(ylabel="accuracy (%)", ylim=history_limits(results, EpochLog.accuracies))
+    legend_above(figure, right)
+    return figure
+
+
+def plot_history(
+    axes: Axes,
+    of_network: NetworkResults,
+    validation: Callable[[EpochLog], float],
+    training: Callable[[EpochLog], float],
+) -> None:
+    """Two quantities of each epoch, mean and range of all seeds."""
+    network = of_network.network
+    for quantity, label, dashes in (
+        (validation, "validation", "-"),
+        (training, "training (augmented)", "--"),
+    ):
+        by_seed = []
+        for run in of_network.runs:
+            by_seed.append([quantity(log) for log in run.history])
+        epochs = range(1, len(by_seed[0]) + 1)
+        label = f"{network.title} {label}"
+        plot_mean_and_range(axes, epochs, np.array(by_seed), network, linestyle=dashes, label=label)
+    axes.set(xlabel="epoch")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+
+
+def history_limits(
+    results: Results, values_of: Callable[[EpochLog], tuple[float, float]]
+) -> tuple[float, float]:
+    """The range of all networks' epochs, with some space."""
+    values: list[float] = []
+    for of_network in results.networks:
+        for run in of_network.runs:
+            for log in run.history:
+                values.extend(values_of(log))
+    space = 0.05 * (max(values) - min(values))
+    return min(values) - space, max(values) + space
+
+
+def plot_attacks(stress: Outcome) -> Figure:
+    """Accuracy by the largest change allowed; its change from the first network with intervals."""
+    figure, left, right = two_panels()
+    epsilons = stress.networks[0].attacks.epsilons
+    places = np.arange(1 + len(epsilons))  # equally far apart, as the usual ones are in powers
+    for of_network in stress.networks:
+        attacks = of_network.attacks
+        network = of_network.network
+        by_seed = np.column_stack([attacks.clean, attacks.robust])
+        plot_mean_and_range(left, places, by_seed, network, label=network.title)
+        if attacks.change is not None:
+            plot_intervals(right, places[1:], attacks.change, network)
+    right.axhline(0, color=stress.networks[0].network.colour, linewidth=1)
+    left.set(ylabel="accuracy (%)", ylim=(-3, 103))
+    right.set(ylabel="change (points)", xlim=left.get_xlim())
+    for axes in (left, right):
+        axes.set(
+            xlabel="largest change of a pixel (of 255)",
+            xticks=places,
+            xticklabels=["0", *(f"{epsilon:g}" for epsilon in epsilons)],
+        )
+    legend_above(figure, left)
+    return figure
+
+
+def plot_intervals(
+    axes: Axes, x: np.ndarray, intervals: Sequence[Interval], network: Network, **look: Any
+) -> None:
+    """Values with their intervals, in the network's colour."""
+    value = np.array([interval.value for interval in intervals])
+    below = value - np.array([interval.low for interval in intervals])
+    above = np.array([interval.high for interval in intervals]) - value
+    axes.errorbar(
+        x,
+        value,
+        np.stack([below, above]).clip(0),
+        fmt=network.marker,
+        color=network.colour,
+        markersize=4,
+        capsize=2.5,
+        **look,
+    )
+
+
+def plot_reliability(stress: Outcome) -> Figure:
+    """Of the first seed, since points of others lie elsewhere. Calibrated is the diagonal.
+
+    With Wilson's intervals, which are wide where a bin holds few images.
+    """
+    figure, left, right = two_panels()
+    for of_network in stress.networks:
+        network = of_network.network
+        calibration = of_network.calibration
+        first_seed = ((left, calibration.as_trained[0]), (right, calibration.scaled[0]))
+        for axes, measured in first_seed:
+            intervals = []
+            for correct, images in zip(measured.bin_correct, measured.bin_images, strict=True):
+                intervals.append(statistics.wilson_interval(correct, images, stress.level))
+            look = {"label": network.title, "linestyle": "-", "linewidth": 1}
+            plot_intervals(axes, 100 * measured.bin_confidence, intervals, network, **look)
+    for axes, when in ((left, "as trained"), (right, "temperature scaled")):
+        axes.set(title=when, xlabel="confidence (%)", ylabel="accuracy (%)", ylim=(-3, 103))
+        axes.axline((0, 0), slope=1, color="0.4", linestyle=":", zorder=1)
+    legend_above(figure, left)
+    return figure
+
+
+def plot_selection(stress: Outcome) -> Figure:
+    """Risk by the share of images answered, most confident first; by two measures of confidence."""
+    figure, left, right = two_panels()
+    for of_network in stress.networks:
+        network = of_network.network
+        doubt = of_network.doubt
+        for axes, scores in ((left, doubt.as_trained), (right, doubt.without_norm)):
+            look = {"label": network.title, "markevery": len(scores.coverage) // 10}
+            plot_mean_and_range(axes, scores.coverage, scores.risk, network, **look)
+    top = max(left.get_ylim()[1], right.get_ylim()[1])
+    for axes, name in ((left, "confidence as trained"), (right, "without the logits' norm")):
+        axes.set(
+            title=name, xlabel="images answered (%)", ylabel="errors among them (%)", ylim=(0, top)
+        )
+    legend_above(figure, left)
+    return figure
+
+
+def plot_shift(stress: Outcome) -> Figure:
+    """By the corruptions' severity: calibration error, and coverage of the sets of classes."""
+    figure, left, right = two_panels()
+    for of_network in stress.networks:
+        network = of_network.network
+        shift = of_network.doubt.shift
+        for scores, name, dashes in (
+            (shift.error_as_trained, "as trained", "--"),
+            (shift.error_scaled, "temperature scaled", "-"),
+        ):
+            look = {"linestyle": dashes, "label": f"{network.title} {name}"}
+            plot_mean_and_range(left, SEVERITIES, values_by_seed(scores), network, **look)
+        plot_mean_and_range(right, SEVERITIES, values_by_seed(shift.set_coverage), network)
+    left.set(xlabel="severity", ylabel="calibration error (%)", xticks=SEVERITIES)
+    right.set(xlabel="severity", ylabel="coverage of sets (%)", xticks=SEVERITIES)
+    right.axhline(100 * (1 - stress.conformal_miss), color="0.4", linestyle=":", zorder=1)
+    legend_above(figure, left)
+    return figure
+
+
+def values_by_seed(scores: Sequence[Estimate]) -> np.ndarray:
+    """float64 [seeds, scores]."""
+    return np.column_stack([one.by_seed for one in scores])
+
+
+def plot_deletion_insertion(stress: Outcome) -> Figure:
+    """Probability of the predicted class by the share of pixels touched; of the first seed."""
+    figure, left, right = two_panels()
+    for of_network in stress.networks:
+        network = of_network.network
+        heatmaps = of_network.heatmaps
+        for maps, name, dashes in (
+            (heatmaps.grad_cam, "Grad-CAM", "-"),
+            (heatmaps.random, "random maps", "--"),
+        ):
+            share = np.linspace(0, 100, len(maps.deletion))
+            look = {"linestyle": dashes, "label": f"{network.title} {name}"}
+            plot_mean_and_range(left, share, maps.deletion[None], network, **look)
+            plot_mean_and_range(right, share, maps.insertion[None], network, **look)
+    for axes, name in ((left, "deletion"), (right, "insertion")):
+        axes.set(
+            title=name, xlabel="pixels, hottest first (%)", ylabel="probability", ylim=(-0.03, 1.03)
+        )
+    legend_above(figure, left)
+    return figure
+
+
+def plot_accuracy(results: Results) -> Figure:
+    """Accuracy by class and overall, networks side by side, with their intervals."""
+    figure = drawing.new_figure(0.4 * PAGE)
+    axes = figure.subplots()
+    names = [*results.classes, "Overall"]
+    middle = (len(results.networks) - 1) / 2
+    for k, of_network in enumerate(results.networks):
+        intervals = [*of_network.accuracy.by_class, of_network.accuracy.overall]
+        places = np.arange(len(names)) + 0.25 * (k - middle)
+        network = of_network.network
+        plot_intervals(axes, places, intervals, network, label=network.title)
+    axes.set(ylabel="test accuracy (%)", xticks=range(len(names)), xticklabels=names)
+    axes.tick_params(axis="x", labelsize=7)
+    figure.legend(loc="outside upper center", ncols=len(results.networks))
+    return figure
+
+
+def plot_seeds(results: Results) -> Figure | None:
+    """Left each seed's networks, joined; right each seed's change, and the mean change.
+
+    None of one seed, whose axes would make a cliff of any difference.
+    """
+    if len(results.setup.seeds) == 1:
+        return None
+    figure = drawing.new_figure(0.42 * PAGE)
+    left, right = figure.subplots(1, 2)
+    titles = [of_network.network.title for of_network in results.networks]
+    accuracy = []
+    for of_network in results.networks:
+        accuracy.append([run.accuracy for run in of_network.runs])
+    by_network = np.array(accuracy)  # [networks, seeds]
+    left.plot(titles, by_network, color="0.4", marker="o", markersize=4)
+    left.set(xlim=(-0.5, len(titles) - 0.5), ylabel="test accuracy (%)")
+    seeds = results.setup.seeds
+    coverage = 100 * (1 - results.setup.rules.level)
+    for k, comparison in enumerate(results.comparisons, start=1):
+        network = comparison.network
+        mean = comparison.overall.difference.interval
+        change = by_network[k] - by_network[0]
+        colour = network.colour
+        right.scatter(seeds, change, color=colour, label=f"{network.title} of a seed")
+        band = f"{coverage:g} % interval of the mean"
+        right.axhspan(mean.low, mean.high, color=colour, alpha=0.2, linewidth=0, label=band)
+        right.axhline(mean.value, color=colour, label=f"mean {mean.value:+.2f}")
+    right.axhline(0, color="black", linewidth=1)
+    margin = results.setup.rules.margin
+    for bound, label in ((-margin, f"margin of {margin:g}"), (margin, None)):
+        right.axhline(bound, color="black", linestyle=":", linewidth=1, label=label)
+    right.set(xlabel="seed", xticks=seeds, ylabel=f"change from {titles[0]} (points)", ymargin=0.15)
+    figure.legend(loc="outside upper right", ncols=2)
+    return figure
+
+
+PERCENT = {"annot": True, "fmt": ".1f", "cmap": "Blues", "vmin": 0, "vmax": 100}
+
+WHOLE_PERCENT = {**PERCENT, "fmt": ".0f"}
+
+POINTS = {"annot": True, "fmt": "+.1f", "cmap": "PuOr", "center": 0}
+
+EXCITATION = {"cmap": "viridis", "vmin": 0, "vmax": 1, "xticklabels": False}
+
+NUMBER_SIZE = 6.5  # points
+
+
+def plot_transitions(results: Results) -> Figure:
+    """What becomes of images from the first network to others, and mistakes by confidence."""
+    figure, left, right = two_panels()
+    ways = [way for way in Transition if way is not Transition.RIGHT]
+    names = [str(way).replace(", ", ",\n") for way in ways]
+    compared = results.failures.transitions
+    thickness = 0.8 / max(1, len(compared))
+    style = sentences.count_style(len(results.setup.seeds))
+    for k, one in enumerate(compared):
+        counts = [one.counts[way].mean() for way in ways]
+        place = np.arange(len(ways)) + (k - (len(compared) - 1) / 2) * thickness
+        bars = left.barh(place, counts, 0.9 * thickness, color=one.network.colour)
+        left.bar_label(bars, fmt=f"{{:{style}}}", padding=2)
+    left.set(yticks=range(len(ways)), yticklabels=names, xlabel="test images")
+    left.margins(x=0.18)
+    left.grid(visible=False)  # which would strike out the numbers
+    left.invert_yaxis()
+    for mistakes in results.failures.mistakes:
+        network = mistakes.network
+        for by_seed, name, dashes in (
+            (mistakes.as_trained, "as trained", "--"),
+            (mistakes.scaled, "temperature scaled", "-"),
+        ):
+            look = {"linestyle": dashes, "label": f"{network.title} {name}"}
+            plot_mean_and_range(right, mistakes.levels, by_seed, network, **look)
+    right.set(xlabel="with a confidence of at least (%)", ylabel="mistakes", ylim=(0, None))
+    legend_above(figure, right)
+    return figure
+
+
+def plot_associations(results: Results) -> Figure:
+    """Each network's error by fifths of each attribute, with intervals."""
+    grouped = by_attribute(results.failures.associations)
+    rows = math.ceil(len(grouped) / 5)
+    columns = math.ceil(len(grouped) / rows)
+    figure = drawing.new_figure(0.3 + 1.5 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for axes, (attribute, of_networks) in zip(panels.flat, grouped.items(), strict=False):
+        for k, association in enumerate(of_networks):
+            shift = 0.15 * (k - (len(of_networks) - 1) / 2)
+            network = association.network
+            places = np.arange(1, 6) + shift
+            plot_intervals(axes, places, association.error, network, label=network.title)
+        name = attribute.replace("from the", "from the\n")
+        axes.margins(y=0.15)
+        axes.set(xlabel=f"{name}\n(fifths)", xticks=range(1, 6), ylim=(0, None))
+    for axes in panels.flat[len(grouped) :]:
+        axes.set_axis_off()
+    for axes in panels[:, 0]:
+        axes.set(ylabel="error (%)")
+    legend_above(figure, panels[0, 0])
+    return figure
+
+
+def plot_confusion(results: Results, of_network: NetworkResults) -> Figure:
+    """In percent of the true class; of the first seed."""
+    classes = results.classes
+    half = 0.49 * PAGE  # two lie abreast in the paper
+    figure = drawing.new_figure(0.8 + 0.2 * len(classes), width=half)
+    axes = figure.subplots()
+    confusion = of_network.runs[0].confusion
+    shares = 100 * confusion / confusion.sum(1, keepdims=True).clip(1)
+    sns.heatmap(
+        pd.DataFrame(shares, classes, classes),
+        ax=axes,
+        cbar=False,
+        annot_kws={"size": NUMBER_SIZE},
+        **WHOLE_PERCENT,
+    )
+    axes.set(title=of_network.network.title, xlabel="predicted class", ylabel="true class")
+    axes.set_xticklabels(axes.get_xticklabels(), rotation=45, ha="right")
+    axes.tick_params(axis="y", rotation=0)
+    return figure
+
+
+@dataclass(frozen=True)
+class MatrixPanel:
+    """A matrix to be drawn: its rows and columns are named, its colours have a scale."""
+
+    title: str
+    matrix: pd.DataFrame
+    scale: str
+    look: Mapping[str, Any]  # what seaborn's heatmap is told
+
+
+def plot_matrices(rows: Sequence[Sequence[MatrixPanel]], xlabel: str) -> Figure:
+    """Rows of matrices side by side; neighbours of one scale share its bar."""
+    lines = len(rows[0][0].matrix)
+    figure = drawing.new_figure(len(rows) * (0.8 + 0.17 * lines))
+    parts = figure.subfigures(len(rows), 1, squeeze=False)
+    for part, panels in zip(parts[:, 0], rows, strict=True):
+        for k, axes in enumerate(part.subplots(1, len(panels), squeeze=False)[0]):
+            panel = panels[k]
+            last_of_scale = k + 1 == len(panels) or panels[k + 1].scale != panel.scale
+            sns.heatmap(
+                panel.matrix,
+                ax=axes,
+                cbar=last_of_scale,
+                cbar_kws={"label": panel.scale},
+                annot_kws={"size": NUMBER_SIZE},
+                yticklabels=k == 0,
+                **panel.look,
+            )
+            axes.set(title=panel.title, xlabel=xlabel, ylabel="")
+            axes.tick_params(axis="both", rotation=0)
+    return figure
+
+
+def plot_robustness(stress: Outcome) -> Figure:
+    """Accuracy by corruption and severity, mean over seeds, and its change from the first."""
+    tables = []
+    for of_network in stress.networks:
+        corruptions = of_network.corruptions
+        names = [name.replace("_", " ") for name in corruptions.names]
+        tables.append(pd.DataFrame(corruptions.accuracy.mean(0), names, SEVERITIES))
+    accuracies = []
+    for of_network, table in zip(stress.networks, tables, strict=True):
+        title = of_network.network.title
+        accuracies.append(MatrixPanel(title, table, "accuracy (%)", WHOLE_PERCENT))
+    changes = []
+    first = stress.networks[0].network.title
+    for of_network, table in zip(stress.networks[1:], tables[1:], strict=True):
+        change = (table - tables[0]).round(1) + 0  # no "-0.0"
+        title = f"{of_network.network.title} minus {first}"
+        changes.append(MatrixPanel(title, change, "change (points)", POINTS))
+    if len(accuracies) + len(changes) <= 3:
+        return plot_matrices([[*accuracies, *changes]], xlabel="severity")
+    return plot_matrices([accuracies, changes], xlabel="severity")
+
+
+def plot_excitation(stress: Outcome) -> Figure | None:
+    """The gates' means by class and channel, a row for each network that has gates."""
+    rows = []
+    for of_network in stress.networks:
+        if of_network.gates is None:
+            continue
+        panels = []
+        for k, means in enumerate(of_network.gates.mean_by_class, start=1):
+            title = f"{of_network.network.title}, stage {k}"
+            table = pd.DataFrame(means, stress.classes)
+            panels.append(MatrixPanel(title, table, "mean excitation", EXCITATION))
+        rows.append(panels)
+    return plot_matrices(rows, xlabel="channel") if rows else None
+
+
+def explained_row(image: ExplainedImage, classes: Sequence[str]) -> list[Picture]:
+    """The image with its true class, then each answer's heatmap with what the network says."""
+    row = [Picture(image.pixels, f"{classes[image.label]}\n(image {image.index})")]
+    for answer in image.answers:
+        says = f"{classes[answer.predicted]} {answer.confidence:.0%}"
+        caption = f"{answer.network.title}:\n{says}"
+        heat = drawing.overlay(image.pixels, answer.heatmap)
+        row.append(Picture(heat, caption, answer.network.colour))
+    return row
+
+
+def plot_explained(results: Results, image: ExplainedImage) -> Figure:
+    """One image with each network's Grad-CAM."""
+    row = explained_row(image, results.classes)
+    return drawing.plot_pictures([[PictureBlock("", [row])]], heat_scale=True)
+
+
+def plot_failures(results: Results) -> Figure:
+    """Groups of a kind side by side; in each column an image, below it the networks' answers."""
+    lines = []
+    for alone in (False, True):
+        blocks = []
+        for group in results.failures.groups:
+            if group.alone == alone:
+                columns = [explained_row(image, results.classes) for image in group.images]
+                rows = list(zip(*columns, strict=True))
+                blocks.append(PictureBlock(group.title(), rows))
+        lines += [blocks[k : k + 2] for k in range(0, len(blocks), 2)]
+    return drawing.plot_pictures(lines, heat_scale=True)
+
+
+def plot_suspects(results: Results) -> Figure | None:
+    """Test images whose label may be wrong, the likeliest first; None without any."""
+    pictures = []
+    for suspect in results.failures.labels.suspects[: results.setup.suspect_images]:
+        label = results.classes[suspect.label]
+        called = results.classes[suspect.called]
+        caption = f"{label}?\n{called} {suspect.probability:.0%}\n(image {suspect.index})"
+        pictures.append(Picture(suspect.pixels, caption))
+    if not pictures:
+        return None
+    rows = [pictures[k : k + 8] for k in range(0, len(pictures), 8)]
+    return drawing.plot_pictures([[PictureBlock("", rows)]], heat_scale=False)
+
+
+def plot_corruptions(stress: Outcome) -> Figure:
+    """One test image under every corruption."""
+    pictures = [Picture(stress.original, "original")]
+    for name, pixels in stress.corrupted.items():
+        pictures.append(Picture(pixels, name.replace("_", " ")))
+    rows = [pictures[k : k + 8] for k in range(0, len(pictures), 8)]
+    return drawing.plot_pictures([[PictureBlock("", rows)]], heat_scale=False)
+
+
+FIGURES: dict[str, Callable[[Results], Figure | None]] = {
+    "accuracy_comparison": plot_accuracy,
+    "seeds": plot_seeds,
+    "transitions": plot_transitions,
+    "associations": plot_associations,
+    "failure_cases": plot_failures,
+    "label_suspects": plot_suspects,
+}
+
+NETWORK_FIGURES: dict[str, Callable[[Results, NetworkResults], Figure]] = {
+    "{}_curves": plot_training_curves,
+    "confusion_matrix_{}": plot_confusion,
+}
+
+STRESS_FIGURES: dict[str, Callable[[Outcome], Figure | None]] = {
+    "robustness": plot_robustness,
+    "corruptions": plot_corruptions,
+    "attacks": plot_attacks,
+    "reliability": plot_reliability,
+    "selection": plot_selection,
+    "shift": plot_shift,
+    "deletion_insertion": plot_deletion_insertion,
+    "excitation": plot_excitation,
+}
+
+
+def all_figures(results: Results) -> Iterator[tuple[str, Callable[[], Figure | None]]]:
+    """The name of each figure, and what draws it."""
+    for name, plot in FIGURES.items():
+        yield name, partial(plot, results)
+    for name, plot_network in NETWORK_FIGURES.items():
+        for of_network in results.networks:
+            yield name.format(of_network.network.key), partial(plot_network, results, of_network)
+    for name, image in named_images(results):
+        yield f"gradcam_{name}", partial(plot_explained, results, image)
+    if results.stress is not None:
+        for name, plot_stress in STRESS_FIGURES.items():
+            yield name, partial(plot_stress, results.stress)
+
+
+def save(results: Results, files: ResultFiles) -> None:
+    """All figures in plots/, and the single Grad-CAM overlays in gradcam/."""
+    with drawing.style():
+        for name, plot in all_figures(results):
+            figure = plot()
+            if figure is not None:
+                png = drawing.rendered(figure, "png", {"Software": None})
+                pdf = drawing.rendered(figure, "pdf", {"CreationDate": None})
+                files.write(f"plots/{name}.png", png)
+                files.write(f"plots/{name}.pdf", pdf)
+    for name, image in named_images(results):
+        for answer in image.answers:
+            picture = Image.fromarray(drawing.overlay(image.pixels, answer.heatmap))
+            buffer = io.BytesIO()
+            picture.save(buffer, "PNG")
+            files.write(f"gradcam/{answer.network.key}/{name}.png", buffer.getvalue())

@@ -1,0 +1,69 @@
+"""What report.tex reads.
+
+In come results; out come LaTeX macros: every value of comparison.json by its path, tables, and
+lists to loop over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from lab.measure.stress import Outcome
+from lab.report import records, tables
+from lab.report.results import Results, named_images
+
+
+def latex_values(results: Results) -> str:
+    r"""Macros for report.tex.
+
+    \val{images/test} there is that value of comparison.json. The others are tables, lists of keys
+    and numbers to loop over, and lists to print.
+    """
+    lines = []
+    for path, value in flatten(records.comparison_record(results)):
+        lines.append(rf"\expandafter\def\csname val:{path}\endcsname{{{tables.latex_text(value)}}}")
+    networks = [of_network.network for of_network in results.networks]
+    keys = [network.key for network in networks]
+    stages = range(results.setup.stages)
+    names = [name for name, _ in named_images(results) if name.endswith("_1")]
+    macros = {
+        "firstkey": keys[0],
+        "networkkeys": ",".join(keys),
+        "comparedkeys": ",".join(keys[1:]),
+        "gatedkeys": ",".join(keys_with_gates(results.stress)),
+        "networktitles": tables.latex_text(", ".join(network.title for network in networks)),
+        "stageindices": ",".join(str(k) for k in stages),
+        "stagenumbers": ",".join(str(k + 1) for k in stages),
+        "stagecount": str(len(stages)),
+        "gradcamnames": ",".join(names[:2]),
+    }
+    for name, table in tables.all_tables(results):
+        macros[f"{name.replace('_', '')}table"] = tables.in_latex(table)
+    for name, content in macros.items():
+        lines.append(rf"\newcommand{{\{name}}}{{{content}}}")
+    return "\n".join(lines) + "\n"
+
+
+def keys_with_gates(stress: Outcome | None) -> list[str]:
+    """The networks whose gates were studied."""
+    if stress is None:
+        return []
+    return [one.network.key for one in stress.networks if one.gates is not None]
+
+
+def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dictionaries and lists, each with its path: ("images/test", 10000)."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, dict):
+        branches = list(value.items())
+    elif isinstance(value, list | tuple):
+        branches = list(enumerate(value))
+    else:
+        yield path, value
+        return
+    for name, inner in branches:
+        yield from flatten(inner, f"{path}/{name}" if path else str(name))

@@ -1,0 +1,202 @@
+"""Anybody's pictures: what trained networks say of them.
+
+In come paths and trained networks with what they know; out come a line and a figure for each.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps
+
+from lab.data.images import IMAGE_SIZE
+from lab.machine.device import Hardware
+from lab.machine.files import write_file
+from lab.machine.options import PROGRAM, UserError
+from lab.measure import gradcam
+from lab.measure.evaluation import distance_from_any_class, outputs_of
+from lab.measure.familiar import Familiar
+from lab.measure.models import Network, TrainedModel
+from lab.report import drawing
+from lab.report.drawing import Picture, PictureBlock
+
+LARGEST_SIDE = 1024  # pixels, of a picture as it is shown
+
+
+@dataclass(frozen=True)
+class OwnPicture:
+    """The middle square of somebody's picture: as it is, and as the networks see it."""
+
+    path: Path
+    square: np.ndarray  # uint8 [S, S, 3] RGB, S at most `LARGEST_SIDE`
+    small: np.ndarray  # uint8 [32, 32, 3]
+    frames: int  # more than one of an animation, of which this is the first
+
+
+def read_picture(path: Path) -> OwnPicture:
+    """From any format that Pillow reads; UserError with the reason where it can't.
+
+    Turned as its EXIF data says, what is transparent on white, 16 bits cut to 8.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                frames = getattr(image, "n_frames", 1)
+                image.draft("RGB", (2 * LARGEST_SIDE, 2 * LARGEST_SIDE))  # large JPEGs, faster
+                upright = ImageOps.exif_transpose(image)
+                square = middle_square(in_rgb(upright))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: there is no such file") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path} has too many pixels: make it smaller") from error
+    except Image.UnidentifiedImageError as error:
+        raise UserError(f"{path} is not a picture, or of a format that is not known") from error
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
+        raise UserError(f"{path} can't be read as a picture: {error}") from error
+    small = square.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)  # antialiased
+    return OwnPicture(path, np.asarray(square), np.asarray(small), frames)
+
+
+def in_rgb(image: Image.Image) -> Image.Image:
+    """In 8 bits a channel; ValueError where that has no meaning."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64) // 256  # 16 bits, whatever holds them
+        return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known scale; save it in 8 bits")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def middle_square(image: Image.Image) -> Image.Image:
+    """The largest square in its middle, made smaller where it is larger than is shown."""
+    side = min(image.size)
+    left = (image.width - side) // 2
+    top = (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    if side > LARGEST_SIDE:
+        square = square.resize((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.BICUBIC)
+    return square
+
+
+@dataclass(frozen=True)
+class OwnAnswer:
+    """What a network says of a picture."""
+
+    network: Network
+    likeliest: tuple[tuple[str, float], ...]  # classes with their probability, temperature scaled
+    heatmap: np.ndarray  # float32 [32, 32], for the likeliest class
+    is_unlike: bool  # the test images
+
+    def says(self) -> list[str]:
+        """Each class with its probability."""
+        return [f"{name} {probability:.0%}" for name, probability in self.likeliest]
+
+
+@dataclass(frozen=True)
+class Classified:
+    """A trained network with what it needs to speak of any picture."""
+
+    trained: TrainedModel
+    familiar: Familiar
+    classes: tuple[str, ...]
+
+    def answer(self, picture: OwnPicture, hardware: Hardware) -> OwnAnswer:
+        """What it says of the picture as it sees it."""
+        pixels = torch.from_numpy(picture.small.copy())[None]
+        outputs = outputs_of(self.trained.model, pixels, hardware)
+        chances = (outputs.logits[0] / self.familiar.temperature).softmax(0)
+        order = chances.argsort(descending=True, stable=True)
+        means = torch.tensor(self.familiar.class_means)
+        distance = distance_from_any_class(outputs.features, means).item()
+        return OwnAnswer(
+            network=self.trained.network,
+            likeliest=tuple((self.classes[i], float(chances[i])) for i in order[:3].tolist()),
+            heatmap=gradcam.heatmaps_of(self.trained.model, pixels, order[:1])[0].numpy(),
+            is_unlike=distance > self.familiar.limit,
+        )
+
+
+def look_at(
+    paths: Sequence[Path],
+    networks: Sequence[Classified],
+    folder: Path,
+    share: float,
+    hardware: Hardware,
+) -> int:
+    """A line and a figure in `folder` for each picture; one that can't be read costs a line.
+
+    Returns how many could not. `share` is of the test images that an unfamiliar picture lies
+    farther out than.
+    """
+    unreadable = 0
+    taken: set[str] = set()
+    for path in paths:
+        try:
+            picture = read_picture(path)
+        except UserError as error:
+            print(f"{PROGRAM}: {error}", file=sys.stderr)
+            unreadable += 1
+            continue
+        answers = [network.answer(picture, hardware) for network in networks]
+        print(say_answers(picture, answers, share))
+        with drawing.style():
+            figure = plot_own_picture(picture, answers)
+            content = drawing.rendered(figure, "png", {"Software": None})
+        name = free_name(path.stem, taken)
+        taken.add(name)
+        write_file(folder / f"{name}.png", content)
+    if unreadable < len(paths):
+        print(f"Figures are in {folder}/")
+    return unreadable
+
+
+def free_name(stem: str, taken: set[str]) -> str:
+    """The stem, with a number from 2 on where others of this run have it."""
+    name = stem
+    number = 2
+    while name in taken:
+        name = f"{stem}_{number}"
+        number += 1
+    return name
+
+
+def say_answers(picture: OwnPicture, answers: Sequence[OwnAnswer], share: float) -> str:
+    """In one line."""
+    said = [f"{answer.network.title} {', '.join(answer.says())}" for answer in answers]
+    line = f"{picture.path}: {'; '.join(said)}"
+    unlike = [answer.network.title for answer in answers if answer.is_unlike]
+    if unlike:
+        line += f" (unlike what {' and '.join(unlike)} learnt: farther out than {share:.0%} of the "
+        line += "test images)"
+    if picture.frames > 1:
+        line += f" (the first of {picture.frames} frames)"
+    return line
+
+
+def plot_own_picture(picture: OwnPicture, answers: Sequence[OwnAnswer]) -> Figure:
+    """The picture, what the networks see of it, and their Grad-CAM and answers."""
+    shown = picture.path.name if len(picture.path.name) <= 24 else f"{picture.path.name[:23]}…"
+    row = [
+        Picture(picture.square, shown.replace("$", r"\$")),
+        Picture(picture.small, "as the networks see it"),
+    ]
+    for answer in answers:
+        lines = [f"{answer.network.title}:", *answer.says()]
+        if answer.is_unlike:
+            lines.append("(unlike what it learnt)")
+        heat = drawing.overlay(picture.square, answer.heatmap, size=len(picture.square))
+        row.append(Picture(heat, "\n".join(lines), answer.network.colour))
+    return drawing.plot_pictures([[PictureBlock("", [row])]], heat_scale=True)

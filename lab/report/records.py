@@ -1,0 +1,213 @@
+"""What a run leaves as JSON, and what a later one reads of it.
+
+In come results; out come dictionaries of plain values, under the keys that the files have.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lab.machine.device import versions
+from lab.measure import statistics
+from lab.measure.models import Network
+from lab.measure.stress import Outcome
+from lab.report import sentences
+from lab.report.measurements import measurements
+from lab.report.results import NetworkResults, Results, SeedResults, named_images
+
+COMPARISON_FILE = "results/comparison.json"
+FAMILIAR_FILE = "results/familiar.json"
+
+
+def plan_from_earlier(
+    folder: Path,
+    recipe: Mapping[str, object],
+    networks: Sequence[Network],
+    seeds: int,
+    rules: statistics.Settings,
+) -> list[str]:
+    """Before a run of several seeds, what it can show if its spread is an earlier run's.
+
+    Of one with the same recipe and at least two seeds, whose results lie in the folder; `recipe` is
+    its settings by option. The first of `networks` is the one that is compared with.
+    """
+    sentences_of_networks = []
+    try:
+        earlier = json.loads((folder / COMPARISON_FILE).read_text(encoding="utf-8"))
+        for name, value in recipe.items():
+            if earlier["settings"][name] != value:
+                return []
+        for network in networks[1:]:
+            overall = earlier["compared_with_first"][network.key]["overall"]
+            deviation = float(overall["over_seeds"]["planning"]["deviation"])
+            planning = statistics.plan(deviation, seeds, rules)
+            sentence = sentences.say_planning(planning, seeds, rules)
+            sentences_of_networks.append(
+                f"If {network.title} spreads as in the run before: {sentence}"
+            )
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or of one seed
+        return []
+    return sentences_of_networks
+
+
+def by_class_name(classes: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
+    """Values in the order of the classes, under the classes' names."""
+    return dict(zip(classes, values, strict=True))
+
+
+def comparison_record(results: Results) -> dict[str, Any]:
+    """Everything but curves and matrices of the stress tests, as comparison.json holds it."""
+    setup = results.setup
+    stress = results.stress
+    networks = {}
+    for of_network in results.networks:
+        networks[of_network.network.key] = network_record(of_network, results.classes)
+    compared = {}
+    verdicts = {}
+    for compared_network, verdict in zip(
+        results.comparisons, sentences.say_verdicts(results), strict=True
+    ):
+        key = compared_network.network.key
+        by_class = [dataclasses.asdict(group) for group in compared_network.by_class]
+        compared[key] = {
+            "overall": dataclasses.asdict(compared_network.overall),
+            "by_class": by_class_name(results.classes, by_class),
+        }
+        verdicts[key] = verdict
+    return {
+        "dataset": results.dataset,
+        "command": setup.command,
+        "settings": setup.options,
+        "device": results.hardware.description,
+        "precision": results.hardware.precision,
+        "versions": versions(),
+        "classes": results.classes,
+        "classes_count": len(results.classes),
+        "explained_images": [name for name, _ in named_images(results)],
+        "images": dataclasses.asdict(results.images),
+        "networks": networks,
+        "compared_with_first": compared,
+        "verdicts": verdicts,
+        "failures": failures_record(results),
+        "stress": measured_means(stress),
+        "corruptions": corruptions_record(stress, setup.rules.margin),
+        "foreign": foreign_record(stress),
+        "masking": sentences.say_masking(stress) if stress is not None else "",
+        "seconds": results.seconds,
+    }
+
+
+def network_record(of_network: NetworkResults, classes: Sequence[str]) -> dict[str, Any]:
+    """A network's costs, mean accuracy with intervals, and every seed's run."""
+    by_class = by_class_name(classes, of_network.accuracy.by_class)
+    return {
+        "title": of_network.network.title,
+        "about": of_network.network.about,
+        "layers": {
+            layer.name: {"parameters": layer.parameters, "multiply_adds": layer.multiply_adds}
+            for layer in of_network.layers
+        },
+        "parameters": of_network.parameters(),
+        "multiply_adds": of_network.multiply_adds(),
+        "accuracy": {
+            "overall": dataclasses.asdict(of_network.accuracy.overall),
+            "by_class": {name: dataclasses.asdict(value) for name, value in by_class.items()},
+        },
+        "runs": [seed_record(of_seed, classes) for of_seed in of_network.runs],
+    }
+
+
+def seed_record(of_seed: SeedResults, classes: Sequence[str]) -> dict[str, Any]:
+    """What one seed gave, its accuracy by class under the classes' names."""
+    by_class = by_class_name(classes, of_seed.class_accuracy.tolist())
+    return {**dataclasses.asdict(of_seed), "class_accuracy": by_class}
+
+
+def corruptions_record(stress: Outcome | None, margin: float) -> dict[str, Any]:
+    """Which corruptions were tried, and where the corrupted images come from."""
+    if stress is None:
+        return {}
+    names = list(stress.corrupted)
+    return {
+        "count": len(names),
+        "extra_count": len(names) - len(stress.benchmark_corruptions()),
+        "mean_is_over": sentences.mean_is_over(stress),
+        "reference": sentences.corruption_reference(stress),
+        "verdicts": sentences.say_corruption(stress, margin),
+        "source": sentences.corruption_source(stress),
+        "names": names,
+    }
+
+
+def failures_record(results: Results) -> dict[str, Any]:
+    """The dossier without its images: counts, associations, suspects, and what it says."""
+    failures = results.failures
+    suspects = []
+    for suspect in failures.labels.suspects:
+        suspects.append({
+            "index": suspect.index,
+            "label": results.classes[suspect.label],
+            "called": results.classes[suspect.called],
+            "probability": suspect.probability,
+        })
+    transition_means = {}
+    for one in failures.transitions:
+        transition_means[one.network.key] = {
+            way.name.lower(): float(counts.mean()) for way, counts in one.counts.items()
+        }
+    associations: dict[str, Any] = {}
+    for association in failures.associations:
+        fields = dataclasses.asdict(association)
+        del fields["network"]
+        del fields["attribute"]
+        of_network = associations.setdefault(association.network.key, {})
+        of_network[association.attribute] = fields
+    said = sentences.say_failures(results)
+    return {
+        "transitions": transition_means,
+        "associations": associations,
+        "suspect_labels": suspects,
+        "suspect_count": len(suspects),
+        "accuracy_without_suspects": {
+            key: dataclasses.asdict(value) for key, value in failures.labels.accuracy.items()
+        },
+        "said": dataclasses.asdict(said),
+    }
+
+
+def foreign_record(stress: Outcome | None) -> dict[str, str]:
+    """What kinds of images the networks had to tell from the test images."""
+    if stress is None:
+        return {}
+    return {"names": ", ".join(stress.networks[0].doubt.foreign)}
+
+
+def measured_means(stress: Outcome | None) -> dict[str, dict[str, float]]:
+    """The mean of each measurement over seeds, and its interval, by network and metric."""
+    by_network: dict[str, dict[str, float]] = {}
+    if stress is None:
+        return by_network
+    for outcome in stress.networks:
+        means: dict[str, float] = {}
+        for measurement in measurements(outcome):
+            key = measurement.metric.key
+            means[key] = measurement.mean()
+            if measurement.interval is not None:
+                means[f"{key}_low"] = measurement.interval.low
+                means[f"{key}_high"] = measurement.interval.high
+        by_network[outcome.network.key] = means
+    return by_network
+
+
+def stress_record(stress: Outcome) -> dict[str, Any]:
+    """Every number of the stress tests, by network: the fields of `NetworkOutcome` as they are."""
+    record = {}
+    for of_network in stress.networks:
+        fields = dataclasses.asdict(of_network)
+        del fields["network"]
+        record[of_network.network.key] = fields
+    return record

@@ -1,0 +1,299 @@
+"""What was found, in words: for the terminal, the summary and the paper.
+
+In come results; out come sentences, the same words whichever way it fell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lab.machine.options import PROGRAM
+from lab.measure import statistics
+from lab.measure.attributes import Association
+from lab.measure.corruptions import BENCHMARK_SIZE, PUBLISHED_ACCURACY
+from lab.measure.failures import SureMistakes, Transition, TransitionCounts
+from lab.measure.models import Network
+from lab.measure.statistics import MOST_SEEDS, Comparison, Difference, Planning, Verdict
+from lab.measure.stress import Outcome
+from lab.measure.suspects import LabelSuspects
+from lab.report.results import Results
+
+
+def say_verdicts(results: Results) -> list[str]:
+    """Of each network but the first."""
+    verdicts = []
+    for comparison in results.comparisons:
+        verdicts.append(say_verdict(comparison, results.classes, results.setup.rules))
+    return verdicts
+
+
+def join_with_and(words: Sequence[str]) -> str:
+    """As in a sentence: "a", "a and b", "a, b and c"."""
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def classes_with(verdict: Verdict, comparison: Comparison, classes: Sequence[str]) -> str:
+    """The classes of a verdict in words, "none" where there are none."""
+    names = []
+    for name, group in zip(classes, comparison.by_class, strict=True):
+        if group.difference.verdict is verdict:
+            names.append(name)
+    return ", ".join(names) or "none"
+
+
+def say_verdict(comparison: Comparison, classes: Sequence[str], rules: statistics.Settings) -> str:
+    """The comparison in words, the same words whichever way it fell."""
+    overall = comparison.overall
+    difference = overall.difference
+    interval = difference.interval
+    seeds = len(overall.by_seed)
+    test = f"paired t test over {seeds} seeds"
+    whose = ""
+    if overall.over_seeds is None:
+        test = "exact McNemar test"
+        whose = "Of these two trained networks, "
+    numbers = (
+        f"{interval.value:+.2f} percentage points, {100 * (1 - rules.level):g} % interval "
+        f"{interval.low:+.2f} to {interval.high:+.2f} ({test}, p = {difference.p:.2g}; against the "
+        f"margin p = {difference.margin_p:.2g})"
+    )
+    if overall.over_seeds is None:
+        caution = "One seed can't speak for the architecture."
+    else:
+        caution = say_planning(overall.over_seeds.planning, seeds, rules)
+    better = classes_with(Verdict.BETTER, comparison, classes)
+    worse = classes_with(Verdict.WORSE, comparison, classes)
+    equivalent = classes_with(Verdict.EQUIVALENT, comparison, classes)
+    verdict = name_verdict(difference, comparison.network, comparison.first, rules.margin)
+    return (
+        f"{whose}{verdict}: {numbers}. {caution} By class, Holm-corrected: better on {better}; "
+        f"worse on {worse}; equivalent on {equivalent}."
+    )
+
+
+def name_verdict(difference: Difference, network: Network, first: Network, margin: float) -> str:
+    """The verdict as a clause."""
+    this = f"{network.title} CNN"
+    other = f"{first.title} CNN"
+    if difference.verdict is Verdict.UNDECIDED:
+        return (
+            f"{this} is undecided against {other}, neither better nor worse nor equivalent within "
+            f"{margin:g} points"
+        )
+    if difference.verdict is Verdict.EQUIVALENT:
+        return f"{this} is equivalent to {other} within {margin:g} points"
+    less = f", by less than the margin of {margin:g} points" if difference.is_within_margin else ""
+    return f"{this} is {difference.verdict} than {other}{less}"
+
+
+def say_planning(planning: Planning, seeds: int, rules: statistics.Settings) -> str:
+    """What so many seeds can show, in words."""
+    deciding = f"More than {MOST_SEEDS:,} seeds"
+    if planning.deciding_seeds is not None:
+        deciding = f"{planning.deciding_seeds} seeds"
+    return (
+        f"{seeds} seeds detect a difference of {planning.detectable_difference:.2f} points "
+        f"{100 * rules.power:g} % of the time, and would as often show that networks without "
+        f"one are equivalent within {planning.provable_margin:.2f}. {deciding} would do both for "
+        f"{rules.margin:g} points."
+    )
+
+
+def count_style(seeds: int) -> str:
+    """How counts are printed: of several seeds they are means, to a tenth."""
+    return ",.0f" if seeds == 1 else ",.1f"
+
+
+def say_transitions(counts: TransitionCounts) -> str:
+    """What one network makes of the other's mistakes."""
+    same_class = counts.counts[Transition.SAME_CLASS]
+    stay = same_class + counts.counts[Transition.OTHER_CLASS]
+    corrected = counts.counts[Transition.CORRECTED]
+    broken = counts.counts[Transition.BROKEN]
+    seeds = len(stay)
+
+    def mean(by_seed: np.ndarray) -> str:
+        return format(by_seed.mean(), count_style(seeds))
+
+    over_seeds = "" if seeds == 1 else f" (means over {seeds} seeds)"
+    return (
+        f"Of {counts.first.title}'s {mean(stay + corrected)} mistakes, {counts.network.title} "
+        f"corrects {mean(corrected)} and makes {mean(broken)} new ones; "
+        f"{mean(stay)} stay, {mean(same_class)} of them with the same class{over_seeds}."
+    )
+
+
+def say_sureness(mistakes: Sequence[SureMistakes], level: float) -> list[str]:
+    """Where a network makes fewer mistakes of high confidence without being better, or more.
+
+    One that is less sure of everything makes fewer of them without knowing more: dividing the
+    logits by the temperature takes that away. Said once a network, of its largest change.
+    """
+    first, *others = mistakes
+    style = count_style(len(first.as_trained))
+    sentences = []
+    for other in others:
+        changes = other.as_trained.mean(0) - first.as_trained.mean(0)
+        for k in np.argsort(-np.abs(changes), kind="stable").tolist():
+            if other.p_as_trained[k] >= level or other.p_scaled[k] < level:
+                continue
+            fewer = changes[k] < 0
+            what = "less sure, not better" if fewer else "surer, not worse"
+            as_trained = [format(one.as_trained[:, k].mean(), style) for one in (other, first)]
+            scaled = [format(one.scaled[:, k].mean(), style) for one in (other, first)]
+            sentences.append(
+                f"At {other.levels[k]:g} % confidence {other.network.title} makes "
+                f"{'fewer' if fewer else 'more'} mistakes than {first.network.title} as trained "
+                f"({' and '.join(as_trained)}, p = {other.p_as_trained[k]:.2g}), and no difference "
+                f"is found once the temperature is scaled ({' and '.join(scaled)}, p = "
+                f"{other.p_scaled[k]:.2g}): as far as this tells, it is {what}."
+            )
+            break
+    return sentences
+
+
+def say_common(common: Sequence[Sequence[Association]]) -> str:
+    """What the mistakes of all networks go with."""
+    if not common:
+        return "None of the attributes measured goes with the mistakes of all networks."
+    parts = []
+    for group in common:
+        direction = "more" if group[0].correlation.value > 0 else "less"
+        correlations = []
+        for one in group:
+            r = one.correlation
+            interval = f"{r.value:+.2f}, {r.low:+.2f} to {r.high:+.2f}"
+            correlations.append(f"{interval}, {one.network.title}")
+        parts.append(f"{direction} {group[0].attribute} ({'; '.join(correlations)})")
+    return (
+        "Mistakes of all networks go with " + ", ".join(parts) + " (rank correlations, Holm-"
+        "corrected)."
+    )
+
+
+def say_suspects(
+    labels: LabelSuspects,
+    networks: Sequence[Network],
+    comparisons: Sequence[Comparison],
+    images: int,
+    margin: float,
+) -> str:
+    """How many labels are suspected, and whether the verdict stands without them."""
+    count = len(labels.suspects)
+    if count == 0:
+        return "No test label is suspected to be wrong."
+    accuracy = []
+    for network in networks:
+        accuracy.append(f"{labels.accuracy[network.key].value:.2f} % ({network.title})")
+    are = "are" if count > 1 else "is"
+    them = "them" if count > 1 else "it"
+    sentences = [
+        f"Of {images:,} test labels, {count:,} {are} suspected to be wrong: all networks "
+        f"agree with confidence on another class. Without {them} accuracy is "
+        f"{join_with_and(accuracy)}."
+    ]
+    for comparison in comparisons:
+        difference = labels.differences[comparison.network.key]
+        before = comparison.overall.difference
+        same_verdict = difference.verdict is before.verdict
+        same_size = difference.is_within_margin == before.is_within_margin
+        stands = "The verdict stands" if same_verdict and same_size else "The verdict changes"
+        verdict = name_verdict(difference, comparison.network, comparison.first, margin)
+        interval = difference.interval
+        sentences.append(
+            f"{stands}: {verdict} ({interval.value:+.2f} points, {interval.low:+.2f} to "
+            f"{interval.high:+.2f})."
+        )
+    return " ".join(sentences)
+
+
+@dataclass(frozen=True)
+class SaidOfFailures:
+    """The dossier in words."""
+
+    transitions: str
+    sureness: str  # "" where there is nothing to say
+    common: str
+    suspects: str
+
+
+def say_failures(results: Results) -> SaidOfFailures:
+    """All of it."""
+    failures = results.failures
+    rules = results.setup.rules
+    networks = [of_network.network for of_network in results.networks]
+    images = results.images.test
+    return SaidOfFailures(
+        transitions=" ".join(say_transitions(counts) for counts in failures.transitions),
+        sureness=" ".join(say_sureness(failures.mistakes, rules.level)),
+        common=say_common(failures.common),
+        suspects=say_suspects(failures.labels, networks, results.comparisons, images, rules.margin),
+    )
+
+
+def say_stress(stress: Outcome, margin: float) -> list[str]:
+    """What the stress tests' table leaves open."""
+    about_corruptions = [
+        say_corruption(stress, margin),
+        f"Corruptions as in CIFAR-10-C, {corruption_source(stress)}; means are over "
+        f"{mean_is_over(stress)}, extra ones apart.",
+        corruption_reference(stress),
+    ]
+    return [" ".join(filter(None, about_corruptions)), say_masking(stress)]
+
+
+def corruption_source(stress: Outcome) -> str:
+    """Where the corrupted images come from."""
+    return "the published arrays" if stress.official else f"made by {PROGRAM}"
+
+
+def mean_is_over(stress: Outcome) -> str:
+    """Which corruptions, for "the mean over …"."""
+    count = len(stress.benchmark_corruptions())
+    some = "" if count == BENCHMARK_SIZE else f"{count} of "
+    return f"{some}the benchmark's {BENCHMARK_SIZE} corruptions"
+
+
+def corruption_reference(stress: Outcome) -> str:
+    """A published result to hold the mean against, where it is over the benchmark's images."""
+    if not stress.official or len(stress.benchmark_corruptions()) < BENCHMARK_SIZE:
+        return ""
+    return (
+        f"RobustBench's standard WRN-28-10 has {PUBLISHED_ACCURACY} % there, over all "
+        "10,000 images."
+    )
+
+
+def say_corruption(stress: Outcome, margin: float) -> str:
+    """The verdicts on the mean over the benchmark's corruptions."""
+    first = stress.networks[0].network
+    sentences = []
+    for one in stress.networks:
+        change = one.corruptions.change
+        if change is not None:
+            interval = change.interval
+            sentences.append(
+                f"Under corruption, {name_verdict(change, one.network, first, margin)}: "
+                f"{interval.value:+.2f} points, {interval.low:+.2f} to {interval.high:+.2f} (p = "
+                f"{change.p:.2g}; against the margin p = {change.margin_p:.2g})."
+            )
+    return " ".join(sentences)
+
+
+def say_masking(stress: Outcome) -> str:
+    """Whether the attack overstates what networks withstand."""
+    masked = [one.network.title for one in stress.networks if one.attacks.is_masked()]
+    if masked:
+        it = "it" if len(masked) == 1 else "them"
+        return (
+            f"What was made for other networks fools {join_with_and(masked)} more than what "
+            f"was made for {it}: a sign of masked gradients, which hide what is not withstood."
+        )
+    return (
+        "What was made for other networks fools none more than what was made for it: no sign "
+        "of masked gradients."
+    )

@@ -1,0 +1,255 @@
+"""Tables: numbers that stay numbers until they are printed.
+
+In come results; out come tables, which become rows of a spreadsheet, Markdown, or LaTeX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lab.measure.attributes import Association
+from lab.measure.failures import Transition
+from lab.measure.statistics import Interval
+from lab.measure.stress import Outcome
+from lab.report import sentences
+from lab.report.measurements import Metric, measurements
+from lab.report.results import Results
+
+
+@dataclass(frozen=True)
+class Column:
+    """Numbers under a heading, one for each row of a table, some with an interval, or None."""
+
+    heading: str
+    numbers: Sequence[Interval | float | None]
+    formats: Sequence[str]
+    network: str = ""  # whose numbers they are, where the heading does not say it
+
+    def texts(self) -> list[str]:
+        texts = []
+        for number, style in zip(self.numbers, self.formats, strict=True):
+            if number is None:
+                texts.append("")
+            elif isinstance(number, Interval):
+                value, low, high = (format(x, style) for x in dataclasses.astuple(number))
+                texts.append(f"{value} ({low} to {high})")
+            else:
+                texts.append(format(number, style))
+        return texts
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers stay numbers until `texts`."""
+
+    heading: str  # of the names
+    names: Sequence[str]  # of the rows
+    columns: list[Column] = field(default_factory=list)
+
+    def add(
+        self,
+        heading: str,
+        numbers: Sequence[Interval | float | None],
+        style: str,
+        network: str = "",
+    ) -> None:
+        self.columns.append(Column(heading, numbers, [style] * len(numbers), network))
+
+    def texts(self) -> pd.DataFrame:
+        """As people read it: a network is named at the first of its columns."""
+        texts = pd.DataFrame([column.texts() for column in self.columns]).T
+        headings = []
+        network_before = ""
+        for column in self.columns:
+            is_named = column.network in ("", network_before)
+            headings.append(column.heading if is_named else f"{column.network}: {column.heading}")
+            network_before = column.network
+        return texts.set_axis(headings, axis=1).set_axis(list(self.names), axis=0)
+
+    def rows(self) -> pd.DataFrame:
+        """The numbers as they are, for spreadsheets; an interval's bounds have columns too."""
+        columns: dict[str, Any] = {self.heading: list(self.names)}
+        for column in self.columns:
+            heading = f"{column.network}: {column.heading}" if column.network else column.heading
+            intervals = [one for one in column.numbers if isinstance(one, Interval)]
+            if not intervals:
+                columns[heading] = column.numbers
+                continue
+            for bound in dataclasses.fields(Interval):
+                name = heading if bound.name == "value" else f"{heading}, {bound.name}"
+                columns[name] = [bound_of(number, bound.name) for number in column.numbers]
+        return pd.DataFrame(columns)
+
+
+def bound_of(number: Interval | float | None, bound: str) -> float | None:
+    """The value, or a bound, of what may have none."""
+    if isinstance(number, Interval):
+        return getattr(number, bound)
+    return number if bound == "value" else None
+
+
+def accuracy_table(results: Results) -> Table:
+    """By class and overall: each network's accuracy, each other network's change with its test."""
+    table = Table("Class", [*results.classes, "Overall"])
+    for of_network in results.networks:
+        accuracy = [*of_network.accuracy.by_class, of_network.accuracy.overall]
+        table.add(of_network.network.title, [one.value for one in accuracy], ".2f")
+    for comparison in results.comparisons:
+        groups = [*comparison.by_class, comparison.overall]
+        title = comparison.network.title
+        differences = [group.difference for group in groups]
+        table.add("change", [one.interval.value for one in differences], "+.2f", title)
+        table.add("from", [one.interval.low for one in differences], "+.2f", title)
+        table.add("to", [one.interval.high for one in differences], "+.2f", title)
+        table.add("p (Holm)", [one.p_holm for one in differences], ".2g", title)
+    return table
+
+
+def stress_table(stress: Outcome) -> Table:
+    """What was tried, and each network's result."""
+    measured = {one.network.title: list(measurements(one)) for one in stress.networks}
+    metrics: dict[str, Metric] = {}
+    for of_network in sorted(measured.values(), key=len, reverse=True):  # the longest has the order
+        for measurement in of_network:
+            metrics.setdefault(measurement.metric.key, measurement.metric)
+    formats = [f".{metric.digits}f" for metric in metrics.values()]
+    table = Table("Stress test", [metric.title() for metric in metrics.values()])
+    for title, of_network in measured.items():
+        shown: dict[str, Interval | float] = {}
+        for measurement in of_network:
+            shown[measurement.metric.key] = measurement.interval or measurement.mean()
+        table.columns.append(Column(title, [shown.get(key) for key in metrics], formats))
+    return table
+
+
+def transitions_table(results: Results) -> Table:
+    """What becomes of the test images from the first network to each other one."""
+    first = results.networks[0].network.title
+    table = Table(f"From {first}: images", [str(way) for way in Transition])
+    style = sentences.count_style(len(results.setup.seeds))
+    for one in results.failures.transitions:
+        counts = [float(one.counts[way].mean()) for way in Transition]
+        table.add(f"to {one.network.title}", counts, style)
+    return table
+
+
+def mistakes_table(results: Results) -> Table:
+    """Mistakes by least confidence."""
+    levels = results.setup.sure_levels
+    table = Table("Mistakes of at least", [f"{level:g} % confidence" for level in levels])
+    style = sentences.count_style(len(results.setup.seeds))
+    for one in results.failures.mistakes:
+        title = one.network.title
+        table.add("as trained", one.as_trained.mean(0).tolist(), style, title)
+        table.add("temperature scaled", one.scaled.mean(0).tolist(), style, title)
+    return table
+
+
+def classes_table(results: Results) -> Table:
+    """Precision, recall and F1 by class, and their means over the classes."""
+    table = Table("Class", [*results.classes, "Mean (macro)"])
+    for scores in results.failures.scores:
+        title = scores.network.title
+        for heading, by_seed in (
+            ("precision", scores.precision),
+            ("recall", scores.recall),
+            ("F1", scores.f1),
+        ):
+            by_class = by_seed.mean(0)
+            table.add(heading, [*by_class.tolist(), float(by_class.mean())], ".2f", title)
+    return table
+
+
+def confusions_table(results: Results) -> Table:
+    """The pairs of classes that the first network confuses most, in percent of their images."""
+    names = []
+    for pair in results.failures.pairs:
+        names.append(f"{results.classes[pair.first_class]}, {results.classes[pair.second_class]}")
+    table = Table("Taken for each other (%)", names)
+    for of_network in results.networks:
+        network = of_network.network
+        pairs = results.failures.pairs
+        table.add(network.title, [pair.error[network.key] for pair in pairs], ".2f")
+        if network is not results.networks[0].network:
+            changes = [pair.change[network.key] for pair in pairs]
+            table.add("change (points)", changes, "+.2f", network.title)
+    return table
+
+
+def associations_table(results: Results) -> Table:
+    """How each network's mistakes go with attributes of the images."""
+    first_key = results.networks[0].network.key
+    by_network: dict[str, list[Association]] = {}
+    for association in results.failures.associations:
+        by_network.setdefault(association.network.key, []).append(association)
+    table = Table(
+        "Rank correlation of mistakes with", [one.attribute for one in by_network[first_key]]
+    )
+    for of_network in results.networks:
+        correlations = [one.correlation for one in by_network[of_network.network.key]]
+        table.add(of_network.network.title, correlations, "+.3f")
+    return table
+
+
+def layers_table(results: Results) -> Table:
+    """What each part of each network costs, and all of it."""
+    longest = max(results.networks, key=lambda of_network: len(of_network.layers))
+    names = [layer.name for layer in longest.layers]
+    table = Table("Layer", [*names, "all"])
+    for of_network in results.networks:
+        costs = {layer.name: layer for layer in of_network.layers}
+        parameters = [costs[name].parameters if name in costs else None for name in names]
+        multiply_adds = [costs[name].multiply_adds if name in costs else None for name in names]
+        title = of_network.network.title
+        table.add("parameters", [*parameters, of_network.parameters()], ",", title)
+        table.add("multiply-adds", [*multiply_adds, of_network.multiply_adds()], ",", title)
+    return table
+
+
+TABLES: dict[str, Callable[[Results], Table]] = {
+    "accuracy": accuracy_table,
+    "transitions": transitions_table,
+    "sure_mistakes": mistakes_table,
+    "classes": classes_table,
+    "confusions": confusions_table,
+    "associations": associations_table,
+    "layers": layers_table,
+}
+
+
+def all_tables(results: Results) -> Iterator[tuple[str, Table]]:
+    """The name of each table, and the table."""
+    for name, make in TABLES.items():
+        yield name, make(results)
+    if results.stress is not None:
+        yield "stress_tests", stress_table(results.stress)
+
+
+def in_markdown(table: Table) -> str:
+    texts = table.texts()
+    headings = [table.heading, *texts.columns]
+    align = ["left"] + ["right"] * texts.shape[1]
+    return texts.to_markdown(headers=headings, colalign=align, disable_numparse=True)
+
+
+def in_latex(table: Table) -> str:
+    """A tabular environment."""
+    texts = table.texts()
+    escaped = texts.map(latex_text).rename(latex_text, axis=0).rename(latex_text, axis=1)
+    return escaped.style.to_latex(column_format="l" + "r" * texts.shape[1], hrules=True)
+
+
+def latex_text(value: Any) -> str:
+    """A value as LaTeX prints it: no exponents, minus signs, and what LaTeX would read escaped."""
+    if isinstance(value, float):
+        return np.format_float_positional(value, trim="-")
+    text = re.sub(r"([%_&#$])", r"\\\1", str(value))
+    text = re.sub(r"(?<!\w)-(?=\d)", "$-$", text)  # a minus sign, not a hyphen
+    return text.replace(r" \%", r"\,\%")
