@@ -1,103 +1,112 @@
-"""Fixtures: small runs on drawn shapes, made once per session, and the place of real CIFAR-10."""
+"""Fixtures: small runs on drawn shapes, made once for all test processes, and real CIFAR-10."""
 
-import hashlib
-import json
 import os
-import time
+import shutil
+import subprocess
 
 import pytest
-import torch
+from filelock import FileLock
+from helpers import STRESS, TRAINED, tiny
 
 import main
-
-TINY = (
-    "--dataset shapes --shapes-train 300 --shapes-test 100 --epochs 2 --batch-size 64 "
-    "--stem 4 --widths 16 16 32 --reduction 4 --stress off"
-).split()
-STRESS = (
-    "--stress full --stress-images 50 --attack-images 20 --attack-steps 3 "
-    "--curve-images 10 --curve-steps 4"
-).split()
+from lab.machine.device import prepare_machine
+from lab.measure import failures, stress
+from lab.measure.evaluation import evaluate_all
+from lab.report import drawing
 
 
-def tiny(output, *more):
-    """Arguments of a run of a few seconds that writes to `output`."""
-    return [*TINY, "--output-dir", str(output), *more]
-
-
-def comparison(output):
-    """comparison.json of a finished run."""
-    return json.loads((output / "results" / "comparison.json").read_text())
-
-
-def without_times(value):
-    """Results without seconds, and without --retrain, which changes none."""
-    if isinstance(value, dict):
-        return {
-            key: without_times(inner)
-            for key, inner in value.items()
-            if key not in ("seconds", "retrain")
-        }
-    if isinstance(value, list):
-        return [without_times(inner) for inner in value]
-    return value
-
-
-def weights(output, network):
-    return torch.load(output / "models" / f"{network}_model.pth", weights_only=True)["state_dict"]
-
-
-def fingerprint(output):
-    """All weights of a run, hashed to the bit, and its numbers."""
-    found = {}
-    for path in sorted((output / "models").glob("*.pth")):
-        state = torch.load(path, weights_only=True)["state_dict"]
-        found[path.name] = hashlib.sha256(
-            b"".join(value.numpy().tobytes() for value in state.values())
-        ).hexdigest()
-    assert found
-    return found, without_times(comparison(output))
-
-
-def wait_until(condition, process, seconds=120):
-    """Wait while the program under test lives; fail when it has died, with what it said, or when
-    the time is up."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, f"waited {seconds} s"
-        time.sleep(0.05)
-
-
-def refused(capsys, *arguments):
-    """The one line in which main.py ends."""
-    with pytest.raises(SystemExit) as ended:
-        main.main(list(arguments))
-    assert "\n" not in str(ended.value) and "Traceback" not in capsys.readouterr().err
-    return str(ended.value)
+def make_once(tmp_path_factory, name, make):
+    """A folder that all processes of pytest-xdist share, filled by the first that wants it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    shared = folder / f"shared_{name}"
+    with FileLock(f"{shared}.lock"):
+        if not shared.exists():
+            make(folder / f"making_{name}")
+            (folder / f"making_{name}").rename(shared)
+    return shared
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory):
-    """The output folder of a finished tiny run, stress tests and all."""
-    output = tmp_path_factory.mktemp("tiny")
-    main.main(tiny(output, *STRESS))
-    return output
+def made_tiny_run(tmp_path_factory):
+    """The output folder of a finished tiny run, stress tests and all; not to be changed."""
+    return make_once(tmp_path_factory, "tiny", lambda folder: main.main(tiny(folder, *STRESS)))
+
+
+@pytest.fixture
+def tiny_run(made_tiny_run, tmp_path):
+    """A copy of a finished tiny run, stress tests and all."""
+    return shutil.copytree(made_tiny_run, tmp_path / "tiny_run")
+
+
+def train_on_shapes(output):
+    """Settings, hardware, data and both networks, trained until they know shapes."""
+    settings = main.parse_settings([*TRAINED, "--output-dir", str(output)])
+    hardware = prepare_machine(settings.machine, len(main.NETWORKS))
+    data = main.load_data(settings)
+    return settings, hardware, data, main.train_all(main.training_jobs(settings), data, hardware)
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """Settings, hardware, data and both networks by key, trained on shapes until they know them."""
-    output = tmp_path_factory.mktemp("trained")
-    arguments = (
-        "--dataset shapes --shapes-train 2500 --shapes-test 400 --epochs 10 --batch-size 64 "
-        "--stem 8 --widths 32 64 64 --stress-images 200 --curve-images 60 --precision fp32"
-    ).split()
-    settings = main.parse_settings([*arguments, "--output-dir", str(output)])
-    hardware = main.prepare_machine(settings)
-    data = main.load_data(settings)
-    networks = main.train_all(main.training_jobs(settings), data, hardware)
+    output = make_once(tmp_path_factory, "trained", train_on_shapes)
+    settings, hardware, data, networks = train_on_shapes(output)  # reads the weights
     return settings, hardware, data, {one.network.key: one for one in networks}
+
+
+@pytest.fixture(scope="session")
+def evaluated(trained):
+    """The evaluations of these networks, by network."""
+    _, hardware, data, networks = trained
+    return evaluate_all(list(networks.values()), data, hardware)
+
+
+@pytest.fixture(scope="session")
+def outcome(trained, evaluated):
+    """The stress tests of these networks."""
+    settings, hardware, data, _ = trained
+    return stress.run(
+        evaluated,
+        data,
+        main.choose_images(settings, data),
+        settings.stress_tests,
+        settings.rules,
+        settings.recipe.seed,
+        hardware,
+    )
+
+
+@pytest.fixture(scope="session")
+def stressed(outcome):
+    """The same by network."""
+    return {one.network.key: one for one in outcome.networks}
+
+
+@pytest.fixture(scope="session")
+def dossier(trained, evaluated):
+    """The failures of these networks."""
+    settings, _, data, _ = trained
+    return failures.study(evaluated, data, settings.failures, settings.rules, settings.recipe.seed)
+
+
+@pytest.fixture(scope="session")
+def results(made_tiny_run, tmp_path_factory):
+    """What a tiny run found, caught on its way to the files."""
+    output = tmp_path_factory.mktemp("caught")
+    shutil.copytree(made_tiny_run / "models", output / "models")
+    caught = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(main, "write_results", lambda results, files: caught.append(results))
+        main.main(tiny(output, *STRESS))
+    return caught[0]
+
+
+@pytest.fixture
+def style():
+    with drawing.style():
+        yield
 
 
 @pytest.fixture
@@ -105,3 +114,15 @@ def cifar10_dir():
     if "CIFAR10_DIR" not in os.environ:
         pytest.skip("CIFAR10_DIR does not name a folder with CIFAR-10")
     return os.environ["CIFAR10_DIR"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of 300 kB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no right to mount a small file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

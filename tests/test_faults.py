@@ -1,36 +1,28 @@
-"""What happens to real runs: broken downloads, kills, full disks, damaged files, wrong settings.
-
-`python -m pytest -m slow -s` runs all of it and prints how many faults of each kind were tried;
-what is not marked long runs always.
-"""
+"""TODO test_faults.py"""
 
 import collections
-import contextlib
-import dataclasses
-import hashlib
-import http.server
-import io
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
-import tarfile
-import threading
 import time
-import typing
 from pathlib import Path
 
 import joblib
 import pytest
 import torch
-from conftest import fingerprint, refused, tiny, wait_until
+from helpers import MAIN, fingerprint, refused, tiny, wait_until
 
 import main
+from lab.data import cifar10
+from lab.machine import files
+from lab.measure import evaluation
 
 pytestmark = pytest.mark.slow
-MAIN = Path(main.__file__)
+
+
 TRIED = collections.Counter()
 
 
@@ -40,254 +32,7 @@ def counts():
     print("\nfaults tried: " + ", ".join(f"{count} {kind}" for kind, count in TRIED.items()))
 
 
-# Downloads
-
-
-def archive_of(*members):
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w:gz") as archive:
-        for name, content in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return made.getvalue()
-
-
 BATCHES = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch", "batches.meta"]
-ARCHIVE = archive_of(
-    *((f"cifar-10-batches-py/{name}", random.Random(name).randbytes(90_000)) for name in BATCHES)
-)
-
-
-class Mirror(http.server.BaseHTTPRequestHandler):
-    """A server whose path says what is wrong with it; remembers what it was asked."""
-
-    asked: typing.ClassVar[list] = []
-
-    def do_GET(self):
-        fault = self.path.split("?")[0].strip("/")
-        start = 0 if fault == "norange" else int(self.headers.get("Range", "bytes=0-")[6:-1])
-        self.asked.append((fault, int(self.headers.get("Range", "bytes=0-")[6:-1])))
-        if fault in ("404", "503"):
-            self.send_error(int(fault))
-        elif fault == "loop":
-            self.send_response(302)
-            self.send_header("Location", "/loop")
-            self.end_headers()
-        elif fault == "silent":
-            time.sleep(3)
-        else:
-            self.send_body(fault, start)
-
-    def send_body(self, fault, start):
-        bodies = {"html": b"<html>We are down for maintenance</html>", "other": bytes(len(ARCHIVE))}
-        bodies["short"] = ARCHIVE[: len(ARCHIVE) // 2]
-        body = bodies.get(fault, ARCHIVE)
-        if start >= len(body):
-            self.send_error(416)
-            return
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(body) - start))
-        self.send_header("Content-Type", "text/html" if fault == "html" else "application/gzip")
-        self.end_headers()
-        body = body[start:]
-        if fault in ("broken", "norange"):
-            body = body[: len(ARCHIVE) // 3]
-        pause = 0.3 if fault == "slow" else 0
-        with contextlib.suppress(ConnectionError):  # it is left for another
-            for i in range(0, len(body), 2**16):
-                self.wfile.write(body[i : i + 2**16])
-                time.sleep(pause)
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def mirrors(monkeypatch, tmp_path):
-    """Makes a data folder and settings of a download whose mirrors have the faults named."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(main.CIFAR10, "tgz_md5", hashlib.md5(ARCHIVE).hexdigest())
-    monkeypatch.setattr(main, "CIFAR10_BYTES", len(ARCHIVE))
-    Mirror.asked = []
-
-    def make(*faults):
-        address = f"http://127.0.0.1:{server.server_port}"
-        urls = [
-            f"{address}/{fault}" if fault != "nobody" else "http://127.0.0.1:1/" for fault in faults
-        ]
-        monkeypatch.setattr(main, "CIFAR10_MIRRORS", tuple(urls))
-        TRIED["downloads"] += 1
-        return tmp_path / "data", main.DownloadSettings(
-            connect_seconds=1, slow_seconds=1, slow_rate=1000
-        )
-
-    (tmp_path / "data").mkdir()
-    yield make
-    server.shutdown()
-
-
-def arrived(folder):
-    names = sorted(path.name for path in folder.iterdir())
-    unpacked = sorted(path.name for path in (folder / "cifar-10-batches-py").iterdir())
-    archive_and_batches = ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
-    return names == archive_and_batches and unpacked == sorted(BATCHES)
-
-
-FAULTS = ("404", "503", "html", "short", "other", "loop", "silent", "nobody")
-
-
-@pytest.mark.parametrize("fault", [*FAULTS, "broken", "norange"])
-def test_next_mirror_takes_over(mirrors, fault):
-    folder, settings = mirrors(fault, "good")
-    main.fetch_cifar10(folder, settings)
-    assert arrived(folder)
-    assert [asked for asked, _ in Mirror.asked][-1] == "good"
-
-
-def test_broken_transfers_resume_where_they_broke(mirrors):
-    folder, settings = mirrors("404", "broken")
-    main.fetch_cifar10(folder, settings)
-    starts = [start for fault, start in Mirror.asked if fault == "broken"]
-    assert arrived(folder) and len(starts) == 4 and starts == sorted(starts) and starts[1] > 0
-
-
-def test_slow_mirror_is_left_while_another_remains(mirrors):
-    folder, settings = mirrors("slow", "good")
-    main.fetch_cifar10(folder, settings)
-    assert arrived(folder) and [fault for fault, _ in Mirror.asked] == ["slow", "good"]
-    assert Mirror.asked[1][1] > 0  # what the slow one gave is not thrown away
-
-
-@pytest.mark.parametrize("others", [(), ("404",), ("nobody", "html")])
-def test_slow_mirror_is_used_if_it_is_the_last(mirrors, others):
-    folder, settings = mirrors("slow", *others)
-    main.fetch_cifar10(folder, settings)
-    assert arrived(folder)
-
-
-def test_a_given_mirror_comes_first(mirrors):
-    folder, settings = mirrors("good")
-    other = main.CIFAR10_MIRRORS[0].replace("good", "also-good")
-    main.fetch_cifar10(folder, dataclasses.replace(settings, mirror=other))
-    assert arrived(folder) and [fault for fault, _ in Mirror.asked] == ["also-good"]
-
-
-def test_results_may_lie_in_the_data_folder(mirrors, monkeypatch, capsys):
-    """Each has a lock there; the same one for both would be waited for without end."""
-    folder, _ = mirrors("good")
-    monkeypatch.setattr(main, "open_cifar10", pretend_to_open)
-    monkeypatch.setattr(main, "load_data", lambda settings: main.load_cifar10(settings) and stop())
-    said = refused(capsys, "--data-dir", str(folder), "--output-dir", str(folder))
-    assert "it is there" in said and (folder / "cifar-10-batches-py" / "data_batch_1").exists()
-
-
-def pretend_to_open(data_dir):
-    """The batches of tests are no images."""
-    if not (data_dir / "cifar-10-batches-py").exists():
-        raise RuntimeError("Dataset not found")
-    return "train", "test"
-
-
-def stop():
-    raise main.UserError("it is there")
-
-
-def test_archive_in_place_needs_no_network(mirrors):
-    folder, settings = mirrors("nobody")
-    (folder / "cifar-10-python.tar.gz").write_bytes(ARCHIVE)
-    main.fetch_cifar10(folder, settings)
-    assert arrived(folder)
-
-
-def test_when_no_mirror_is_left_one_message_says_all(mirrors, capsys):
-    folder, _ = mirrors(*FAULTS, "norange")
-    with pytest.raises(SystemExit) as ended:
-        main.main(["--data-dir", str(folder), "--output-dir", str(folder / "out"),
-                   "--connect-seconds", "1", "--slow-seconds", "1"])  # fmt: skip
-    message = str(ended.value)
-    for url in main.CIFAR10_MIRRORS:
-        assert url in message
-    for part in (
-        "404",
-        "503",
-        "text/html",
-        "MD5",
-        "cifar-10-python.tar.gz",
-        str(folder),
-        "--dataset shapes",
-    ):
-        assert part in message
-    assert "\n" not in message and "Traceback" not in capsys.readouterr().err
-
-
-PART = "cifar-10-python.tar.gz.part"
-
-
-def test_a_part_that_is_whole_needs_no_network(mirrors):
-    """The process was killed between the last byte and the file's new name."""
-    folder, settings = mirrors("nobody")
-    (folder / PART).write_bytes(ARCHIVE)
-    main.fetch_cifar10(folder, settings)
-    assert arrived(folder) and not Mirror.asked
-
-
-@pytest.mark.parametrize(
-    "part", [bytes(len(ARCHIVE)), ARCHIVE + b"more", bytes(1000), ARCHIVE[:1000] + bytes(1000)],
-    ids=["bad", "too long", "bad start", "bad end"],
-)  # fmt: skip
-def test_a_bad_part_is_fetched_again(mirrors, part):
-    folder, settings = mirrors("good")
-    (folder / PART).write_bytes(part)
-    main.fetch_cifar10(folder, settings)
-    assert arrived(folder) and Mirror.asked[-1] == ("good", 0)
-
-
-def test_a_damaged_archive_in_place_is_mentioned(mirrors, capsys):
-    folder, _ = mirrors("nobody")
-    (folder / "cifar-10-python.tar.gz").write_bytes(ARCHIVE[:1000])
-    message = refused(capsys, "--data-dir", str(folder), "--output-dir", str(folder / "out"))
-    assert f"{folder / 'cifar-10-python.tar.gz'} is not whole (1,000 of " in message
-
-
-@pytest.mark.parametrize("place", ["127.0.0.1:{port}/404", "127.0.0.1:1/nobody"])
-def test_secrets_of_a_mirror_are_not_shown(mirrors, capsys, place):
-    folder, _ = mirrors("503")
-    port = main.CIFAR10_MIRRORS[0].split(":")[2].split("/")[0]
-    mirror = f"http://me:opensesame@{place.format(port=port)}?token=hunter2"
-    message = refused(
-        capsys, "--data-dir", str(folder), "--output-dir", str(folder / "out"), "--mirror", mirror
-    )
-    assert f"http://{place.format(port=port)}: " in message
-    for word in ("me:", "opensesame", "hunter2"):
-        assert word not in message
-
-
-def test_a_log_file_gets_a_line_a_minute(mirrors, capsys):
-    folder, settings = mirrors("slow")
-    main.fetch_cifar10(folder, settings)  # takes over two seconds
-    assert arrived(folder) and capsys.readouterr().err.count("CIFAR-10 from 127.0.0.1") <= 3
-
-
-EVIL = archive_of(
-    ("../evil", b"evil"),
-    ("/tmp/evil", b"evil"),
-    ("cifar-10-batches-py/../../evil", b"evil"),
-    ("cifar-10-batches-py/evil", b"evil"),
-)
-
-
-def test_nothing_but_the_batches_is_unpacked(mirrors, monkeypatch, capsys):
-    folder, _ = mirrors("nobody")
-    monkeypatch.setattr(main.CIFAR10, "tgz_md5", hashlib.md5(EVIL).hexdigest())
-    (folder / "cifar-10-python.tar.gz").write_bytes(EVIL)
-    message = refused(capsys, "--data-dir", str(folder), "--output-dir", str(folder / "out"))
-    assert "cifar-10-python.tar.gz does not hold batches.meta, data_batch_1" in message
-    assert not list(folder.parent.rglob("evil"))
-
-
-# Kills
 
 
 def start(output, *more, **how):
@@ -391,9 +136,6 @@ def test_a_second_run_on_the_same_folder_stops_at_once(tmp_path):
     TRIED["second runs"] += 1
 
 
-# Ranks
-
-
 def torchrun(output, *more, program=MAIN):
     command = "-m torch.distributed.run --standalone --nproc-per-node=2".split()
     return subprocess.Popen(
@@ -454,13 +196,13 @@ LATE = """
 import sys, time
 import main
 
-real = main.prepare_files
+real = main.delete_weights
 
 def late(*arguments):
     time.sleep(5)
     return real(*arguments)
 
-main.prepare_files = late
+main.delete_weights = late
 main.main(sys.argv[1:])
 """
 
@@ -491,10 +233,10 @@ import hashlib, pickle, sys
 import main
 from main import CIFAR10
 
-folder = main.Path(sys.argv[1])
+folder = Path(sys.argv[1])
 batches = {}
 for name in sys.argv[2].split(","):
-    content = {"data": main.np.zeros((20, 3072), "uint8"), "labels": list(range(10)) * 2}
+    content = {"data": np.zeros((20, 3072), "uint8"), "labels": list(range(10)) * 2}
     if name == "batches.meta":
         content = {"label_names": list("abcdefghij")}
     batches[name] = pickle.dumps(content) + bytes(5_000_000)  # what follows a pickle is not read
@@ -503,16 +245,16 @@ CIFAR10.test_list = [["test_batch", hashlib.md5(batches["test_batch"]).hexdigest
 CIFAR10.meta = {**CIFAR10.meta, "md5": hashlib.md5(batches["batches.meta"]).hexdigest()}
 archive = folder / CIFAR10.filename
 if sys.argv[3] == "make":
-    with main.tarfile.open(archive, "w:gz", compresslevel=1) as file:
+    with tarfile.open(archive, "w:gz", compresslevel=1) as file:
         for name, content in batches.items():
-            member = main.tarfile.TarInfo(f"{CIFAR10.base_folder}/{name}")
+            member = tarfile.TarInfo(f"{CIFAR10.base_folder}/{name}")
             member.size = len(content)
-            file.addfile(member, main.io.BytesIO(content))
+            file.addfile(member, io.BytesIO(content))
 else:
     CIFAR10.tgz_md5 = hashlib.md5(archive.read_bytes()).hexdigest()
     print("ready", flush=True)
     input()
-    train, test = main.load_cifar10(main.Settings(data_dir=folder))
+    train, test = cifar10.load(main.Settings(data_dir=folder))
     assert len(train) == 100 and len(test) == 20
 """
 
@@ -542,36 +284,12 @@ def test_processes_that_unpack_together_do_not_disturb_each_other(tmp_path):
         TRIED["cold starts"] += 1
 
 
-# Files
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], capture_output=True
-    ).returncode:
-        pytest.skip("no right to mount a small file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_full_disk_ends_in_one_line_and_leaves_no_part(small_disk, capsys):
     message = refused(capsys, *tiny(small_disk))
     assert "No space left" in message and str(small_disk) in message and "--output-dir" in message
     assert not list(small_disk.rglob(".*.tmp"))
     for path in small_disk.rglob("*.pth"):
-        main.read_tensors(path)  # what is there is whole
-    TRIED["full disks"] += 1
-
-
-def test_a_download_that_fills_the_disk_blames_no_mirror(mirrors, small_disk, tmp_path, capsys):
-    mirrors("good", "good")
-    message = refused(capsys, "--data-dir", str(small_disk), "--output-dir", str(tmp_path / "out"))
-    assert str(small_disk / PART) in message and "No space left" in message
-    assert "--data-dir" in message and "http" not in message
-    assert Mirror.asked == [("good", 0)]
+        files.read_tensors(path)  # what is there is whole
     TRIED["full disks"] += 1
 
 
@@ -631,10 +349,10 @@ def half_done(tmp_path_factory):
     whole = fingerprint(output)
     (output / "models" / "baseline_model.pth").rename(output / "models" / "kept")
     patch = pytest.MonkeyPatch()
-    real = main.logits_of
+    real = evaluation.logits_of
     calls = []
     patch.setattr(
-        main,
+        evaluation,
         "logits_of",
         lambda *a: calls.append(0) or (sys.exit(9) if len(calls) > 2 else real(*a)),
     )
@@ -683,7 +401,7 @@ def test_150_damaged_weights_and_resume_files(half_done, tmp_path, capsys):
 
 @pytest.mark.long
 def test_50_damaged_data_batches(cifar10_dir, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(main, "CIFAR10_MIRRORS", ("http://127.0.0.1:1/",))
+    monkeypatch.setattr(cifar10, "ARCHIVE", ("http://127.0.0.1:1/",))
     source = Path(cifar10_dir) / "cifar-10-batches-py"
     rng = random.Random(1)
     names = sorted(
@@ -726,90 +444,15 @@ def test_a_half_done_training_and_a_finished_one_are_not_taken_for_each_other(
 def test_weights_that_are_not_finite_are_refused(tiny_run, tmp_path, capsys):
     shutil.copytree(tiny_run / "models", tmp_path / "models")
     path = tmp_path / "models" / "se_attention_model.pth"
-    content = main.read_tensors(path)
+    content = files.read_tensors(path)
     content["state_dict"]["classifier.bias"][3] = float("nan")
-    main.write_tensors(path, content)
+    files.write_tensors(path, content)
     message = refused(capsys, *tiny(tmp_path))
     assert "not finite" in message and path.name in message
     del content["state_dict"]["classifier.bias"]
-    main.write_tensors(path, content)
+    files.write_tensors(path, content)
     assert path.name in refused(capsys, *tiny(tmp_path))
     content["state_dict"]["classifier.bias"] = torch.zeros(7)
-    main.write_tensors(path, content)
+    files.write_tensors(path, content)
     assert path.name in refused(capsys, *tiny(tmp_path))
     TRIED["foreign weights"] += 3
-
-
-# Training and settings
-
-
-def test_a_loss_that_is_not_finite_stops_training(tmp_path, capsys):
-    message = refused(capsys, *tiny(tmp_path, "--learning-rate", "1e8"))
-    for part in ("epoch 1", "step", "learning rate ", "--learning-rate"):
-        assert part in message
-    assert not list(tmp_path.rglob("*.pth"))
-    TRIED["diverged trainings"] += 1
-
-
-FULL = [
-    torch.OutOfMemoryError("CUDA out of memory"),
-    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
-    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
-    MemoryError(),
-]
-
-
-@pytest.mark.parametrize("error", FULL, ids=lambda error: str(error)[:40])
-def test_full_memory_says_what_to_lower(tmp_path, monkeypatch, capsys, error):
-    def fail(*_):
-        raise error
-
-    monkeypatch.setattr(main, "train_network", fail)
-    assert "--batch-size" in refused(capsys, *tiny(tmp_path))
-
-
-def test_errors_of_the_program_keep_their_traceback(tmp_path, monkeypatch):
-    def fail(*_):
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-
-    monkeypatch.setattr(main, "train_network", fail)
-    with pytest.raises(RuntimeError, match="mat1"):
-        main.main(tiny(tmp_path))
-
-
-BAD = [
-    "--epochs 0", "--epochs -3", "--epochs 1.5", "--epochs x", "--batch-size 0",
-    "--batch-size 60000", "--seed -1", "--seeds 0", "--learning-rate nan", "--learning-rate inf",
-    "--learning-rate 0", "--momentum 1", "--validation 0", "--validation 1", "--label-smoothing 1",
-    "--crop-epochs 2", "--crop-padding 40", "--crop-size 33", "--widths 0", "--widths",
-    "--stem 28", "--muon-rate 0", "--reduction 0", "--device tpu", "--precision fp8",
-    "--dataset mnist", "--shapes-train 3", "--level 0", "--stress some", "--epsilons 0",
-    "--epsilons 1 256", "--nonsense 1", "--widths 8 8 8 8 8", "--widths 1000000000",
-    "--crop-size 8 --widths 8 8 8 8", "--validation 0.01 --dataset shapes --shapes-train 300",
-    "--validation 0.9 --dataset shapes --shapes-train 200 --batch-size 21",
-    "--shapes-test 1000000000", "--shapes-train 1000000000", "--resamples 1000000000",
-    "--batch-size 1 --widths 8 8 8 8", "--power 0.1 --level 0.2", "--failure-images 1000000",
-    "--calibration-bins 1000000000", "--data-dir ~nobody-of-this-name/data",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("bad", BAD)
-def test_impossible_settings_are_usage_errors(bad, capsys, monkeypatch):
-    monkeypatch.setattr(main, "prepare_machine", None)  # nothing may be started
-    with pytest.raises(SystemExit) as ended:
-        main.main(bad.split())
-    assert ended.value.code == 2
-    errors = capsys.readouterr().err
-    named = [option for option in bad.split() if option.startswith("--")]
-    assert any(option in " ".join(errors.split()) for option in named)
-    assert "Traceback" not in errors
-    TRIED["impossible settings"] += 1
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_absent_cuda_is_a_usage_error(capsys):
-    with pytest.raises(SystemExit) as ended:
-        main.main(["--device", "cuda"])
-    assert ended.value.code == 2 and "sees no CUDA device" in capsys.readouterr().err

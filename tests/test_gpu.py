@@ -1,12 +1,15 @@
-"""What needs a CUDA device: recorded steps, the same bits again, networks beside the CPU's."""
+"""TODO test_gpu.py"""
 
 import pytest
 import torch
-from conftest import fingerprint, tiny
+from helpers import fingerprint, tiny
 
 import main
+from lab.machine import recorder
+from lab.machine.recorder import Recorder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
 
 LONGER = ["--shapes-train", "600", "--epochs", "5"]  # enough steps of each size to record them
 
@@ -20,18 +23,18 @@ def run(output, precision, *more):
 def test_recorded_steps_give_the_bits_of_single_ones(tmp_path, monkeypatch, precision):
     recorded = run(tmp_path / "recorded", precision)
     assert recorded == run(tmp_path / "again", precision)
-    monkeypatch.setattr(main, "Recorder", lambda learn: learn)
+    monkeypatch.setattr(recorder, "Recorder", lambda learn: learn)
     assert recorded == run(tmp_path / "single", precision)
 
 
 def test_steps_are_recorded_once_for_each_shape(tmp_path, monkeypatch):
-    shapes, real = [], main.Recorder.record
+    shapes, real = [], Recorder.record
 
     def note(recorder, pixels, labels):
         shapes.append(tuple(pixels.shape))
         return real(recorder, pixels, labels)
 
-    monkeypatch.setattr(main.Recorder, "record", note)
+    monkeypatch.setattr(Recorder, "record", note)
     run(tmp_path, "bf16")
     assert sorted(shapes) == 2 * [(60, 24, 24, 3)] + 2 * [(60, 32, 32, 3)]
 
@@ -57,7 +60,7 @@ def test_the_gpu_learns_what_the_cpu_learns(tmp_path):
         settings = main.parse_settings(
             tiny(tmp_path / device, "--device", device, "--precision", "fp32")
         )
-        hardware = main.prepare_machine(settings)
+        hardware = device.prepare_machine(settings)
         data = main.load_data(settings)
         trained = main.train_all(main.training_jobs(settings), data, hardware)
         return [one.checkpoint.history[0].train_loss for one in trained]

@@ -1,44 +1,23 @@
-"""Figures and tables: that they say what was found, and nothing lies on anything else."""
+"""TODO report/test_figures.py"""
 
 import dataclasses
 import io
 import itertools
-import json
 import re
-import shutil
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
-from conftest import STRESS, tiny
 
 import main
-
-
-@pytest.fixture(scope="module")
-def results(tiny_run, tmp_path_factory):
-    """What a tiny run found, caught on its way to the files."""
-    output = tmp_path_factory.mktemp("caught")
-    shutil.copytree(tiny_run / "models", output / "models")
-    caught = []
-    patch = pytest.MonkeyPatch()
-    patch.setattr(main, "write_numbers", lambda results, files: caught.append(results))
-    patch.setattr(main, "save_figures", lambda *_: None)
-    patch.setattr(main, "write_report", lambda *_: None)
-    main.main(tiny(output, *STRESS))
-    patch.undo()
-    return caught[0]
-
-
-@pytest.fixture
-def style():
-    with main.figure_style():
-        yield
+from lab.data import shapes
+from lab.measure.statistics import AccuracyIntervals, Interval
+from lab.report import drawing, figures
 
 
 def test_every_figure_can_be_drawn_and_has_a_name_of_its_own(results, style):
-    drawn = list(main.all_figures(results))
+    drawn = list(figures.all_figures(results))
     names = [name for name, _ in drawn]
     assert len(names) == len(set(names)) > 20
     for name, plot in drawn:
@@ -51,13 +30,13 @@ def test_every_figure_can_be_drawn_and_has_a_name_of_its_own(results, style):
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
 
 
-@pytest.mark.parametrize("classes", [tuple(main.SHAPES), tuple(CIFAR10)])
+@pytest.mark.parametrize("classes", [tuple(shapes.SHAPES), tuple(CIFAR10)])
 def test_text_is_readable_and_lies_within_the_figure(results, style, classes):
     """At the size of print: at least 6 points, nothing cut off, nothing on other text."""
     if classes != results.classes:
         stress = dataclasses.replace(results.stress, classes=classes)
         results = dataclasses.replace(results, classes=classes, stress=stress)
-    for name, plot in main.all_figures(results):
+    for name, plot in figures.all_figures(results):
         figure = plot()
         if figure is None:
             continue
@@ -101,7 +80,7 @@ def drawn_texts(figure):
 
 
 def test_one_seed_has_no_figure_of_seeds(results, tiny_run):
-    assert results.settings.seeds == 1 and main.plot_seeds(results) is None
+    assert results.settings.seeds == 1 and figures.plot_seeds(results) is None
     assert not (tiny_run / "plots" / "seeds.png").exists()
 
 
@@ -115,7 +94,7 @@ def test_bins_of_few_images_show_how_little_they_say(results, style):
     )
     scores = dataclasses.replace(stress.networks[0].calibration, as_trained=(calibration,))
     network = dataclasses.replace(stress.networks[0], calibration=scores)
-    figure = main.plot_reliability(dataclasses.replace(stress, networks=(network,)))
+    figure = figures.plot_reliability(dataclasses.replace(stress, networks=(network,)))
     (bars,) = figure.axes[0].containers
     heights = [segment[1, 1] - segment[0, 1] for segment in bars[2][0].get_segments()]
     assert heights[0] > 70 and heights[1] < 4
@@ -129,16 +108,16 @@ def test_a_figure_is_the_same_whatever_its_reader_has_set(results):
         {},
         {"image.origin": "lower", "lines.linestyle": ":", "font.size": 30, "axes.grid": False},
     ):
-        with matplotlib.rc_context(settings), main.figure_style():
+        with matplotlib.rc_context(settings), drawing.style():
             buffer = io.BytesIO()
-            main.plot_failures(results).savefig(buffer, format="raw", dpi=50)
-            main.plot_attacks(results.stress).savefig(buffer, format="raw", dpi=50)
+            figures.plot_failures(results).savefig(buffer, format="raw", dpi=50)
+            figures.plot_attacks(results.stress).savefig(buffer, format="raw", dpi=50)
             pictures.append(buffer.getvalue())
     assert pictures[0] == pictures[1]
 
 
 def test_curves_show_the_numbers(results, style):
-    figure = main.plot_attacks(results.stress)
+    figure = figures.plot_attacks(results.stress)
     left, right = figure.axes
     for line, one in zip(left.lines, results.stress.networks, strict=True):
         accuracy = [one.attacks.clean[0], *one.attacks.robust[0]]
@@ -158,34 +137,13 @@ def test_curves_show_the_numbers(results, style):
 
 
 def test_several_seeds_are_drawn_as_mean_and_range(results, style):
-    figure = main.new_figure(2)
+    figure = drawing.new_figure(2)
     axes = figure.subplots()
     by_seed = np.array([[1.0, 2.0], [3.0, 6.0]])
-    main.plot_mean_and_range(axes, [0, 1], by_seed, results.networks[0].network)
+    figures.plot_mean_and_range(axes, [0, 1], by_seed, results.networks[0].network)
     assert axes.lines[0].get_ydata().tolist() == [2, 4]
     outline = axes.collections[0].get_paths()[0].vertices
     assert {tuple(corner) for corner in outline.tolist()} == {(0, 1), (0, 3), (1, 2), (1, 6)}
-
-
-@pytest.mark.parametrize("count", [0, 1, 4])
-@pytest.mark.parametrize("networks", [2, 3])
-def test_headings_of_pictures_stay_in_their_part(style, count, networks):
-    picture = main.Picture(np.zeros((32, 32, 3), np.uint8), "true class:\nautomobile")
-    block = main.PictureBlock(
-        "SE-Attention: most confident mistakes", [[picture] * count] * min(2, count)
-    )
-    lines = [[block, block], [block][: networks - 2], [block, block]]
-    figure = main.plot_pictures([line for line in lines if line], heat_scale=True)
-    figure.draw_without_rendering()
-    for part in figure.subfigs:
-        scales = [axes for axes in part.axes if axes.get_ylabel()]
-        if part._suptitle is None:  # beside the odd block
-            assert networks == 3 and not part.axes
-            continue
-        box = part._suptitle.get_window_extent()
-        assert part.bbox.x0 <= box.x0 and box.x1 <= part.bbox.x1
-        at_the_right = part.bbox.x1 > figure.bbox.x1 - 1
-        assert len(scales) == (count > 0 and at_the_right)  # none without heatmaps
 
 
 def test_numbers_in_matrices_do_not_touch(results, style):
@@ -198,7 +156,7 @@ def test_numbers_in_matrices_do_not_touch(results, style):
                 one, corruptions=dataclasses.replace(one.corruptions, accuracy=accuracy)
             )
         )
-    figure = main.plot_robustness(dataclasses.replace(results.stress, networks=tuple(full)))
+    figure = figures.plot_robustness(dataclasses.replace(results.stress, networks=tuple(full)))
     figure.draw_without_rendering()
     (part,) = figure.subfigs
     for axes in part.axes[:2]:
@@ -208,79 +166,18 @@ def test_numbers_in_matrices_do_not_touch(results, style):
 
 def test_a_perfect_network_is_drawn(results, style):
     """Wilson's upper bound of a perfect network, rounded, lies below its accuracy."""
-    rounded = main.Interval(100.0, 99.0, 100.0 - 1e-9)
-    perfect = main.AccuracyIntervals(rounded, (rounded,) * len(results.classes))
+    rounded = Interval(100.0, 99.0, 100.0 - 1e-9)
+    perfect = AccuracyIntervals(rounded, (rounded,) * len(results.classes))
     networks = [dataclasses.replace(one, accuracy=perfect) for one in results.networks]
-    figure = main.plot_accuracy(dataclasses.replace(results, networks=tuple(networks)))
+    figure = figures.plot_accuracy(dataclasses.replace(results, networks=tuple(networks)))
     assert len(figure.axes[0].containers) == len(networks)
 
 
 def test_images_are_named_by_the_class_that_they_show(results):
     """Also where a class has fewer images than were asked for."""
     chosen = results.explained
-    assert [name for name, _ in main.named_images(results)][:3] == ["disc_1", "disc_2", "ring_1"]
+    assert [name for name, _ in results.named_images(results)][:3] == ["disc_1", "disc_2", "ring_1"]
     fewer = dataclasses.replace(results, explained=chosen[:1] + chosen[2:])
-    named = main.named_images(fewer)
+    named = results.named_images(fewer)
     for name, image in named:
         assert name.split("_")[0] == results.classes[image.label]
-
-
-def test_tables_print_numbers_in_their_digits(results):
-    texts = main.accuracy_table(results).texts()
-    overall = results.comparisons[0].overall
-    change = overall.difference.interval
-    assert texts.iloc[-1].tolist() == [
-        *(f"{one.accuracy.overall.value:.2f}" for one in results.networks),
-        f"{change.value:+.2f}", f"{change.low:+.2f}", f"{change.high:+.2f}",
-        f"{overall.difference.p_holm:.2g}",
-    ]  # fmt: skip
-    assert list(texts.index) == [*results.classes, "Overall"]
-    table = main.stress_table(results.stress).texts()
-    measured = {m.metric.title(): m for m in main.measurements(results.stress.networks[1])}
-    assert list(table.index) == list(measured)
-    for title, measurement in measured.items():
-        digits = measurement.metric.digits
-        shown = f"{measurement.mean():.{digits}f}"
-        if measurement.interval is not None:
-            low, high = measurement.interval.low, measurement.interval.high
-            shown += f" ({low:.{digits}f} to {high:.{digits}f})"
-            assert low <= measurement.mean() <= high
-        assert table.loc[title, "SE-Attention"] == shown
-        in_percent = measurement.metric.unit in ("%", "points")
-        assert digits == 2 or not in_percent or "area" in title  # which is small
-    # the first network has no change from itself
-    assert table.loc[main.CORRUPTED_CHANGE.title(), "Baseline"] == ""
-
-
-def test_a_measurement_that_one_network_alone_has_is_in_the_table(results):
-    """Whichever network that is, and however many the others have."""
-    first, second = results.stress.networks
-    gated = dataclasses.replace(first, gates=second.gates)
-    masks = dataclasses.replace(second.heatmaps.grad_cam, pointing=None, overlap=None)
-    heatmaps = dataclasses.replace(second.heatmaps, grad_cam=masks)
-    less = dataclasses.replace(second, heatmaps=heatmaps, gates=None)
-    table = main.stress_table(dataclasses.replace(results.stress, networks=(gated, less))).texts()
-    for metric in (main.GATES_LEARNT, main.CORRUPTED_CHANGE):
-        assert metric.title() in table.index
-    assert table.loc[main.GATES_LEARNT.title(), "SE-Attention"] == ""
-
-
-def test_layers_are_listed_for_each_network(results):
-    table = main.layers_table(results).texts()
-    se = results.networks[1]
-    assert table.loc["all"].tolist()[2:] == [f"{se.parameters():,}", f"{se.multiply_adds():,}"]
-    assert table.loc["attention 1"].tolist()[:2] == ["", ""]
-
-
-def test_a_label_can_be_reworded_without_another_change(results, monkeypatch):
-    """Files keep their keys; only what people read is new."""
-    before = json.dumps(main.comparison_record(results), default=np.ndarray.tolist)
-    reworded = dataclasses.replace(
-        main.CORRUPTED_ACCURACY, label="Accuracy 100 % free of fog & snow_"
-    )
-    monkeypatch.setattr(main, "CORRUPTED_ACCURACY", reworded)
-    assert json.dumps(main.comparison_record(results), default=np.ndarray.tolist) == before
-    assert reworded.title() in main.markdown_table(main.stress_table(results.stress))
-    values = main.latex_values(results)
-    assert r"Accuracy 100\,\% free of fog \& snow\_ (\%)" in values
-    assert r"\csname val:stress/baseline/corrupted_accuracy\endcsname" in values

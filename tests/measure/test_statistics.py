@@ -1,4 +1,4 @@
-"""The statistics against scipy and statsmodels, and the verdict on networks that are the same."""
+"""TODO measure/test_statistics.py"""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from conftest import comparison, tiny
+from helpers import SE, bounds
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
@@ -15,9 +15,12 @@ from statsmodels.stats.weightstats import ttost_paired
 from torch import nn
 
 import main
+from lab.machine import device
+from lab.measure import evaluation, statistics
+from lab.measure.evaluation import HeldOut, Outputs
+from lab.measure.statistics import Difference, Interval, Verdict
 
 CLASSES = ("a", "b", "c")
-BASELINE, SE = main.NETWORKS[:2]
 
 
 def evaluations(right, labels):
@@ -25,8 +28,8 @@ def evaluations(right, labels):
     called = (labels + (~torch.as_tensor(right)).long()) % len(CLASSES)
     found = []
     for row in called:
-        outputs = main.Outputs(torch.zeros(len(labels), 1), torch.eye(len(CLASSES))[row])
-        found.append(main.evaluate(None, outputs, labels, main.HeldOut(outputs, labels)))
+        outputs = Outputs(torch.zeros(len(labels), 1), torch.eye(len(CLASSES))[row])
+        found.append(evaluation.evaluate(None, outputs, labels, HeldOut(outputs, labels)))
     return found
 
 
@@ -39,19 +42,15 @@ def simulated(rng, seeds, images=300, better=0.0):
 
 def settings_with(seeds=1, **statistics):
     return main.Settings(
-        seeds=seeds, statistics=main.StatisticsSettings(**{"resamples": 2000, **statistics})
+        seeds=seeds, statistics=statistics.Settings(**{"resamples": 2000, **statistics})
     )
 
 
 def compared(first, other, labels, **statistics):
     settings = settings_with(len(first), **statistics)
-    return main.compare(
+    return statistics.compare(
         SE, evaluations(other, labels), evaluations(first, labels), labels, len(CLASSES), settings
     )
-
-
-def bounds(interval):
-    return interval.low, interval.high
 
 
 @pytest.fixture
@@ -111,11 +110,11 @@ def test_many_seeds_agree_with_the_libraries():
 def test_accuracy_intervals_agree_with_scipy():
     labels = torch.arange(600) % 3
     first, _ = simulated(np.random.default_rng(2), 4, 600)
-    one = main.accuracy_intervals(evaluations(first[:1], labels), main.StatisticsSettings())
+    one = statistics.accuracy_intervals(evaluations(first[:1], labels), statistics.Settings())
     wilson = scipy.stats.binomtest(int(first[0].sum()), 600).proportion_ci(method="wilson")
     assert one.overall.value == pytest.approx(100 * first[0].mean())
     assert bounds(one.overall) == pytest.approx((100 * wilson.low, 100 * wilson.high))
-    many = main.accuracy_intervals(evaluations(first, labels), main.StatisticsSettings())
+    many = statistics.accuracy_intervals(evaluations(first, labels), statistics.Settings())
     shares = 100 * first[:, labels.numpy() == 1].mean(1)
     interval = scipy.stats.t.interval(0.95, 3, shares.mean(), scipy.stats.sem(shares))
     assert many.by_class[1].value == pytest.approx(shares.mean(), abs=1e-3)
@@ -130,14 +129,14 @@ def test_equal_networks_leave_no_nan():
     for group in (found.overall, *found.by_class):
         interval = group.difference.interval
         assert interval.value == 0 and interval.low == -interval.high < 0
-        assert (group.difference.p, group.difference.verdict) == (1, main.Verdict.UNDECIDED)
+        assert (group.difference.p, group.difference.verdict) == (1, Verdict.UNDECIDED)
     assert found.overall.over_seeds.planning.detectable_difference > 0
     assert found.overall.over_seeds.outperforming.value == 50
 
 
 def test_equal_differences_are_not_certain():
     """Two seeds whose differences agree to the image are known to that image only."""
-    found = main.t_test(np.array([0.3, 0.3]), 0.1)
+    found = statistics.t_test(np.array([0.3, 0.3]), 0.1)
     deviation = 0.1 / np.sqrt(12)  # of a number rounded to tenths
     p = 2 * scipy.stats.t.sf(0.3 / (deviation / np.sqrt(2)), 1)
     assert found.p() == pytest.approx(p) and 0.02 < found.p() < 0.06
@@ -146,7 +145,7 @@ def test_equal_differences_are_not_certain():
     assert bounds(found.interval(0.95)) == pytest.approx((0.3 - half, 0.3 + half))
     values = np.array([0.1, 0.5, 0.2])  # their own deviation is larger
     test = scipy.stats.ttest_1samp(values, 0)
-    found = main.t_test(values, 0.1)
+    found = statistics.t_test(values, 0.1)
     assert found.p() == pytest.approx(test.pvalue)
     assert bounds(found.interval(0.95)) == pytest.approx(tuple(test.confidence_interval()))
 
@@ -159,7 +158,7 @@ def test_equivalence_agrees_with_statsmodels(margin):
             first = rng.normal(90, 0.3, seeds)
             other = first + rng.normal(centre, 0.3, seeds)
             p, _, _ = ttost_paired(other, first, -margin, margin)
-            found = main.t_test(other - first, 1e-9)
+            found = statistics.t_test(other - first, 1e-9)
             assert found.margin_p(margin) == pytest.approx(p, abs=1e-9)
             inner = found.interval(0.9)
             assert (p < 0.05) == (-margin < inner.low and inner.high < margin)
@@ -167,12 +166,12 @@ def test_equivalence_agrees_with_statsmodels(margin):
 
 def test_bootstraps_margin_agrees_with_its_interval():
     rng = np.random.default_rng(0)
-    settings = main.StatisticsSettings(resamples=4000)
+    settings = statistics.Settings(resamples=4000)
     for gained in (300, 330, 360, 420):
         change = np.zeros(10000)
         change[:gained] = 100
         change[-300:] = -100
-        found = main.bootstrap(rng.permutation(change)[None], 0, settings)
+        found = statistics.bootstrap(rng.permutation(change)[None], 0, settings)
         inner = found.interval(0.9)
         for margin in (0.2, 0.4, 0.6, 1.0):
             inside = -margin < inner.low and inner.high < margin
@@ -191,52 +190,22 @@ def test_equal_networks_are_seldom_told_apart_on_any_class(seeds, images, quick_
     more. The bound is 5 % and three standard errors of 400.
     """
     rng = np.random.default_rng(seeds)
-    level = main.StatisticsSettings().level
+    level = statistics.Settings().level
     told = 0
     equal = 0
     for _ in range(400):
         correct = rng.binomial(images, 0.93, (2, seeds, 10))
         change = 100 * (correct[1] - correct[0]) / images
         equal += (np.ptp(change, axis=0) == 0).any()
-        ps = [main.t_test(change[:, k], 100 / images).p() for k in range(10)]
-        told += min(main.holm(ps, level)) < level
+        ps = [statistics.t_test(change[:, k], 100 / images).p() for k in range(10)]
+        told += min(statistics.holm(ps, level)) < level
     assert told / 400 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
     assert seeds > 2 or equal > 40
 
 
-# What is said
-
-
-def difference(value, half, **more):
-    """A difference whose interval reaches `half` on both sides, and its verdict."""
-    error = half / scipy.stats.t.ppf(0.975, 4)
-    test = main.TTest(value, error, error * np.sqrt(5), 4)
-    p, margin_p = test.p(), test.margin_p(0.5)
-    found = main.Difference(test.interval(0.95), p, p, margin_p, margin_p, test.interval(0.9))
-    return main.decide(dataclasses.replace(found, **more), 0.05)
-
-
-VERDICTS = {
-    "SE-Attention CNN is better than Baseline CNN": difference(0.9, 0.3),
-    "SE-Attention CNN is worse than Baseline CNN": difference(-0.9, 0.3),
-    "SE-Attention CNN is better than Baseline CNN, by less than the margin of 0.5 points":
-        difference(0.2, 0.1),
-    "SE-Attention CNN is worse than Baseline CNN, by less than the margin of 0.5 points":
-        difference(-0.2, 0.1),
-    "SE-Attention CNN is equivalent to Baseline CNN within 0.5 points": difference(0.1, 0.2),
-    "SE-Attention CNN is undecided against Baseline CNN, neither better nor worse nor equivalent "
-    "within 0.5 points": difference(-0.23, 0.6),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("said", VERDICTS)
-def test_the_verdict_is_named(said):
-    assert main.name_verdict(VERDICTS[said], SE, 0.5) == said
-
-
 def test_verdicts_follow_from_the_tests():
     """By every combination of what the two tests find."""
-    Verdict = main.Verdict  # noqa: N806
+    Verdict = Verdict  # noqa: N806
     for value, p, margin_p, expected, within in (
         (1, 0.01, 0.9, Verdict.BETTER, False),
         (-1, 0.01, 0.9, Verdict.WORSE, False),
@@ -246,65 +215,39 @@ def test_verdicts_follow_from_the_tests():
         (0.1, 0.4, 0.4, Verdict.UNDECIDED, False),
         (0.1, 0.05, 0.05, Verdict.UNDECIDED, False),
     ):
-        interval = main.Interval(value, value - 1, value + 1)
-        found = main.decide(main.Difference(interval, p, p, margin_p, margin_p, interval), 0.05)
+        interval = Interval(value, value - 1, value + 1)
+        found = statistics.decide(Difference(interval, p, p, margin_p, margin_p, interval), 0.05)
         assert (found.verdict, found.is_within_margin) == (expected, within)
-
-
-@pytest.mark.parametrize("better", [2.0, -2.0, 0.0])
-@pytest.mark.parametrize("seeds", [1, 5])
-def test_verdict_says_what_was_found(better, seeds):
-    labels = torch.arange(900) % 3
-    found = compared(*simulated(np.random.default_rng(5), seeds, 900, better=better), labels)
-    sentence = main.say_verdict(found, CLASSES, settings_with(seeds))
-    clause = main.name_verdict(found.overall.difference, SE, 0.5)
-    assert clause in sentence
-    expected = {2.0: main.Verdict.BETTER, -2.0: main.Verdict.WORSE, 0.0: main.Verdict.UNDECIDED}
-    assert found.overall.difference.verdict is expected[better]
-    assert f"{found.overall.difference.interval.value:+.2f} percentage points" in sentence
-    assert ("One seed can't speak for the architecture" in sentence) == (seeds == 1)
-    assert ("Of these two trained networks" in sentence) == (seeds == 1)
-    if seeds > 1:
-        planning = found.overall.over_seeds.planning
-        assert f"{planning.detectable_difference:.2f} points 80 % of the time" in sentence
-        assert f"equivalent within {planning.provable_margin:.2f}" in sentence
-    for side in (main.Verdict.BETTER, main.Verdict.WORSE, main.Verdict.EQUIVALENT):
-        groups = zip(CLASSES, found.by_class, strict=True)
-        names = [name for name, group in groups if group.difference.verdict is side]
-        assert f"{side} on {', '.join(names) or 'none'}" in sentence
-
-
-# What seeds can show
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_planned_power_is_found_in_simulations(seeds):
     """Differences as large as the detectable one are found, and equal networks found equivalent
     within the provable margin, as often as was said; 4,000 experiments each."""
-    settings = main.StatisticsSettings(resamples=100)
-    planning = main.plan(0.3, seeds, settings)
+    settings = statistics.Settings(resamples=100)
+    planning = statistics.plan(0.3, seeds, settings)
     rng = np.random.default_rng(0)
     detected = 0
     proved = 0
     for _ in range(4000):
         noise = rng.normal(0, 0.3, seeds)
-        detected += main.t_test(noise + planning.detectable_difference, 1e-9).p() < 0.05
-        proved += main.t_test(noise, 1e-9).margin_p(planning.provable_margin) < 0.05
+        detected += statistics.t_test(noise + planning.detectable_difference, 1e-9).p() < 0.05
+        proved += statistics.t_test(noise, 1e-9).margin_p(planning.provable_margin) < 0.05
     assert detected / 4000 == pytest.approx(0.8, abs=0.02)
     assert 0.78 <= proved / 4000 <= 0.85  # "at least": both tests may fail at once
 
 
 @pytest.mark.parametrize("deviation", [0.02, 0.05, 0.1, 0.3, 1.0])
 def test_so_many_seeds_decide(deviation):
-    settings = main.StatisticsSettings(margin=0.5)
-    count = main.plan(deviation, 5, settings).deciding_seeds
+    settings = statistics.Settings(margin=0.5)
+    count = statistics.plan(deviation, 5, settings).deciding_seeds
     for seeds, enough in ((count - 1, False), (count, True)):
         if seeds >= 2:
-            planning = main.plan(deviation, seeds, settings)
+            planning = statistics.plan(deviation, seeds, settings)
             found = planning.detectable_difference <= 0.5 + 1e-6
             assert (found and planning.provable_margin <= 0.5 + 1e-6) == enough
-    assert main.plan(30.0, 5, settings).deciding_seeds is None
-    assert main.plan(0.3, 5, main.StatisticsSettings(margin=0)).deciding_seeds is None
+    assert statistics.plan(30.0, 5, settings).deciding_seeds is None
+    assert statistics.plan(0.3, 5, statistics.Settings(margin=0)).deciding_seeds is None
 
 
 @pytest.mark.parametrize(
@@ -313,8 +256,8 @@ def test_so_many_seeds_decide(deviation):
 )
 def test_power_is_that_of_the_noncentral_t_distribution(seeds, power, level):
     """Integrated here over the deviation that a test finds; SciPy's fails in the far tail."""
-    settings = main.StatisticsSettings(power=power, level=level)
-    effect = main.plan(1.0, seeds, settings).detectable_difference
+    settings = statistics.Settings(power=power, level=level)
+    effect = statistics.plan(1.0, seeds, settings).detectable_difference
     limit = scipy.stats.t.isf(level / 2, seeds - 1)
     squares = scipy.stats.chi2.ppf((np.arange(200_000) + 0.5) / 200_000, seeds - 1)
     deviations = np.sqrt(squares / (seeds - 1))
@@ -323,9 +266,9 @@ def test_power_is_that_of_the_noncentral_t_distribution(seeds, power, level):
 
 
 def test_few_seeds_do_not_decide_at_a_strict_level():
-    settings = main.StatisticsSettings(margin=0.5, level=0.01)
+    settings = statistics.Settings(margin=0.5, level=0.01)
     for effect in (20, 40):  # which two seeds find in half of the cases
-        assert main.plan(0.5 / effect, 2, settings).deciding_seeds == 3
+        assert statistics.plan(0.5 / effect, 2, settings).deciding_seeds == 3
 
 
 def test_spread_is_that_of_its_sources():
@@ -336,7 +279,7 @@ def test_spread_is_that_of_its_sources():
         change = (
             rng.normal(0, 0.5, (6, 1)) + rng.normal(0, 8, (1, 400)) + rng.normal(0, 10, (6, 400))
         )
-        found.append(main.analyse_spread(change))
+        found.append(statistics.analyse_spread(change))
     of_quality = np.sqrt(np.mean([one.of_quality**2 for one in found]))
     assert of_quality == pytest.approx(0.5, abs=0.05)
     few = np.sqrt(np.mean([one.of_few_images**2 for one in found]))
@@ -352,33 +295,13 @@ def test_spread_is_that_of_its_sources():
 
 
 def test_better_seeds_are_counted():
-    found = main.share_of_better_seeds(np.array([3, -1, 0, 5]), 0.05)
+    found = statistics.share_of_better_seeds(np.array([3, -1, 0, 5]), 0.05)
     assert found.value == 62.5
     low, high = proportion_confint(2.5, 4, method="wilson")
     assert bounds(found) == pytest.approx((100 * low, 100 * high))
 
 
-def test_an_earlier_run_tells_what_seeds_can_show(tmp_path, capsys, monkeypatch):
-    main.main(tiny(tmp_path, "--epochs", "1", "--seeds", "2"))
-    first = capsys.readouterr().out
-    assert "spreads as in the run before" not in first and "2 seeds detect" in first
-    monkeypatch.setattr(main, "train_network", None)  # stops the next one
-    with pytest.raises(TypeError):
-        main.main(tiny(tmp_path, "--epochs", "1", "--seeds", "7"))
-    said = capsys.readouterr().out
-    deviation = comparison(tmp_path)["compared_with_first"]["se_attention"]["overall"][
-        "over_seeds"
-    ]["planning"]["deviation"]
-    expected = main.say_planning(main.plan(deviation, 7, main.StatisticsSettings()), 7,
-                                 main.StatisticsSettings())  # fmt: skip
-    assert f"If SE-Attention spreads as in the run before: {expected}" in said
-    other = main.parse_settings(tiny(tmp_path, "--epochs", "2", "--seeds", "7"))
-    assert list(main.plan_from_earlier(other)) == []
-
-
-# Networks that are the same
-
-DIRECTIONS = (main.Verdict.BETTER, main.Verdict.WORSE)
+DIRECTIONS = (Verdict.BETTER, Verdict.WORSE)
 
 
 class Open(main.SEBlock):
@@ -398,7 +321,7 @@ def same_networks(tmp_path_factory):
     )
     recipe = dataclasses.replace(recipe, seed=0, widths=(16, 16, 16))
     settings = main.Settings(recipe=recipe, shapes_test=1000, seeds=24)
-    hardware = main.prepare_machine(settings)
+    hardware = device.prepare_machine(settings)
     data = main.load_data(settings)
     right = []
     for seed in settings.all_seeds():
@@ -406,7 +329,7 @@ def same_networks(tmp_path_factory):
         path = tmp_path_factory.mktemp("same") / "model.pth"
         job = main.TrainingJob(network, recipe.with_seed(seed), path)
         (one,) = main.train_all([job], data, hardware)
-        logits = main.logits_of(one.model, data.test.pixels, hardware)
+        logits = evaluation.logits_of(one.model, data.test.pixels, hardware)
         right.append((logits.argmax(1) == data.test.labels).numpy())
     assert (
         0.2 < np.mean(right) < 0.99 and np.std(np.mean(right, 1)) > 0.003
@@ -430,9 +353,9 @@ def test_networks_that_are_the_same_are_seldom_told_apart(same_networks, seeds, 
         first = same_networks[order[:seeds]].astype(int)
         other = same_networks[order[seeds : 2 * seeds]].astype(int)
         change = 100 * (other - first)
-        told += main.judge(change, 100 / images, settings).verdict in DIRECTIONS
-        ps = [main.judge(change[:, k::10], 1000 / images, settings).p for k in range(10)]
-        told_of_a_class += min(main.holm(ps, 0.05)) < 0.05
+        told += statistics.judge(change, 100 / images, settings).verdict in DIRECTIONS
+        ps = [statistics.judge(change[:, k::10], 1000 / images, settings).p for k in range(10)]
+        told_of_a_class += min(statistics.holm(ps, 0.05)) < 0.05
     assert 0.02 <= told / 1000 <= 0.08, told
     assert told_of_a_class / 1000 <= 0.08, told_of_a_class
 
@@ -442,16 +365,16 @@ def test_networks_that_differ_by_the_margin_are_seldom_called_equivalent(seeds, 
     """1,000 experiments on ten classes of 1,000 images, binomial, the true difference being exactly
     the margin: overall, and on any class, at most 5 % and three standard errors."""
     rng = np.random.default_rng(seeds)
-    statistics = main.StatisticsSettings(margin=1.0)
+    statistics = statistics.Settings(margin=1.0)
     bound = 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1000)
     overall = 0
     on_any_class = 0
     for _ in range(1000):
         correct = rng.binomial(1000, np.array([0.92, 0.93])[:, None, None], (2, seeds, 10))
         change = (correct[1] - correct[0]) / 10
-        overall += main.t_test(change.mean(1), 0.01).margin_p(1.0) < 0.05
-        ps = [main.t_test(change[:, k], 0.1).margin_p(statistics.margin) for k in range(10)]
-        on_any_class += min(main.holm(ps, 0.05)) < 0.05
+        overall += statistics.t_test(change.mean(1), 0.01).margin_p(1.0) < 0.05
+        ps = [statistics.t_test(change[:, k], 0.1).margin_p(statistics.margin) for k in range(10)]
+        on_any_class += min(statistics.holm(ps, 0.05)) < 0.05
     assert overall / 1000 <= bound
     assert on_any_class / 1000 <= bound
 
@@ -463,5 +386,23 @@ def test_equal_networks_are_called_better_or_worse_as_often_as_the_level_says(se
     told = 0
     for _ in range(1000):
         correct = rng.binomial(10000, 0.93, (2, seeds))
-        told += main.t_test((correct[1] - correct[0]) / 100, 0.01).p() < 0.05
+        told += statistics.t_test((correct[1] - correct[0]) / 100, 0.01).p() < 0.05
     assert 0.02 <= told / 1000 <= 0.08
+
+
+def test_scores_have_intervals_over_images_or_seeds():
+    rng = np.random.default_rng(0)
+    values = rng.normal(5, 2, 400)
+    settings = main.Settings(stress_tests=stress.Settings(score_resamples=4000))
+    one = statistics.estimate(np.mean, [(values,)], settings, of_one_image=0)
+    half = 1.96 * values.std() / 20
+    assert one.interval.value == pytest.approx(values.mean())
+    bounds = (one.interval.low, one.interval.high)
+    assert bounds == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
+    many = statistics.estimate(
+        np.mean, [(values + k,) for k in (0, 1, 3)], settings, of_one_image=0
+    )
+    means = values.mean() + np.array([0, 1, 3])
+    expected = scipy.stats.ttest_1samp(means, 0).confidence_interval()
+    assert (many.interval.low, many.interval.high) == pytest.approx(tuple(expected))
+    np.testing.assert_allclose(many.by_seed, means)

@@ -1,0 +1,135 @@
+"""TODO data/test_benchmarks.py"""
+
+import PIL.Image
+import dataclasses
+import main
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from helpers import STRESS, comparison
+from lab.data import benchmarks, shapes
+from lab.data.images import Dataset
+from lab.machine.options import UserError
+from lab.measure import corruptions, stress
+
+
+@pytest.fixture
+def official(tmp_path):
+    """A data folder with CIFAR-10-C of 20 test images, unpacked one level too deep."""
+    folder = tmp_path / "CIFAR-10-C" / "CIFAR-10-C"
+    folder.mkdir(parents=True)
+    shape = (100, 32, 32, 3)
+    values = np.arange(100, dtype=np.uint8)[:, None, None, None]
+    np.save(folder / "fog.npy", np.broadcast_to(values, shape))
+    np.save(folder / "glass_blur.npy", np.zeros(shape, np.uint8))
+    np.save(folder / "labels.npy", np.tile(np.arange(20) % 10, 5))
+    (folder / "._fog.npy").write_bytes(b"Mac OS X notes")
+    (tmp_path / "CIFAR-10-C" / "__MACOSX").mkdir()
+    (tmp_path / "CIFAR-10-C" / "__MACOSX" / "._fog.npy").write_bytes(b"Mac OS X notes")
+    return folder
+
+
+LABELS = torch.arange(20) % 10
+
+
+def test_official_arrays_are_found_and_named(official, tmp_path, capsys):
+    found = benchmarks.find_official(tmp_path, LABELS)
+    assert list(found) == ["fog", "glass_blur"]
+    assert found["fog"].shape == (5, 20, 32, 32, 3) and found["fog"][2, 3, 0, 0, 0] == 43
+    assert "2 arrays of CIFAR-10-C" in capsys.readouterr().out
+    images = shapes.draw(20, 0)
+    data = Dataset("CIFAR-10", tuple("abcdefghij"), ("a",), images, images, {}, found)
+    assert corruptions.names_of(data) == ["fog", "glass_blur"]
+    shown = corruptions.images_under("fog", data, torch.tensor([3, 7]), 42)
+    assert shown[:, :, 0, 0, 0].tolist() == [[20 * k + 3, 20 * k + 7] for k in range(5)]
+
+
+WRONG = {
+    "fog.npy": np.zeros((100, 32, 32), np.uint8),
+    "glass_blur.npy": np.zeros((100, 32, 32, 3), np.float32),
+    "labels.npy": np.zeros(100),
+    "object.npy": np.array([{"a": 1}], dtype=object),
+    "short.npy": None,
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_arrays_are_refused_before_training(official, tmp_path, name):
+    if WRONG[name] is None:
+        (official / name).write_bytes((official / "fog.npy").read_bytes()[:1000])
+    else:
+        np.save(official / name, WRONG[name], allow_pickle=True)
+    with pytest.raises(UserError, match=f"{name} .*delete it, or fetch CIFAR-10-C again"):
+        benchmarks.find_official(tmp_path, LABELS)
+
+
+def test_a_folder_without_arrays_is_mentioned(tmp_path, capsys):
+    (tmp_path / "CIFAR-10-C").mkdir()
+    assert benchmarks.find_official(tmp_path, LABELS) == {}
+    assert "holds no arrays" in capsys.readouterr().out
+
+
+def test_extra_corruptions_alone_are_not_taken(official, tmp_path, capsys):
+    """No mean is over them, which table, figures and paper tell of."""
+    for name in ("fog", "glass_blur"):
+        (official / f"{name}.npy").rename(official / f"{name}.not")
+    (official / "fog.not").rename(official / "spatter.npy")
+    assert benchmarks.find_official(tmp_path, LABELS) == {}
+    assert "its extra ones alone: corruptions are made here" in capsys.readouterr().out
+    (official / "glass_blur.not").rename(official / "glass_blur.npy")
+    assert set(benchmarks.find_official(tmp_path, LABELS)) == {"spatter", "glass_blur"}
+
+
+def test_official_arrays_end_up_in_the_results(cifar10_dir, tmp_path, monkeypatch):
+    arrays = {"fog": np.zeros((5, 10_000, 32, 32, 3), np.uint8)}
+    monkeypatch.setattr(benchmarks, "find_official", lambda folder, labels: arrays)
+    small = ["--data-dir", cifar10_dir, "--output-dir", str(tmp_path), "--epochs", "1", *STRESS]
+    main.main([*small, "--stem", "4", "--widths", "8", "8", "8"])
+    found = comparison(tmp_path)["corruptions"]
+    assert (found["count"], found["extra_count"], found["names"]) == (1, 0, ["fog"])
+    assert found["source"] == "the published arrays"
+    assert found["mean_is_over"] == "1 of the benchmark's 15 corruptions"
+
+
+def test_foreign_images_are_read_where_they_lie(tmp_path, monkeypatch):
+    def read(folder):
+        if not (folder / "there").exists():
+            raise RuntimeError("Dataset not found or corrupted")
+        return np.full((30, 32, 32, 3), 7, np.uint8)
+
+    monkeypatch.setattr(benchmarks, "FOREIGN", {"SVHN": read})
+    recipe = main.Recipe(dataset="shapes")
+    stress_tests = stress.Settings(foreign_images=20)
+    settings = main.Settings(data_dir=tmp_path, recipe=recipe, stress_tests=stress_tests)
+    assert list(benchmarks.find_foreign(settings)) == ["noise"]
+    (tmp_path / "there").touch()
+    found = benchmarks.find_foreign(settings)
+    assert list(found) == ["noise", "SVHN"]
+    assert all(pixels.shape == (20, 32, 32, 3) for pixels in found.values())
+    off = dataclasses.replace(settings, stress_tests=stress.Settings(stress="off"))
+    assert benchmarks.find_foreign(off) == {}
+
+
+def test_textures_svhn_and_cifar100_are_read_as_torchvision_leaves_them(tmp_path, monkeypatch):
+    """Their files made small, with checksums to match."""
+    monkeypatch.setattr("torchvision.datasets.svhn.check_integrity", lambda *_: True)
+    pictures = np.arange(32 * 32 * 3 * 4).reshape(32, 32, 3, 4) % 251
+    labels = np.arange(4)[:, None] + 1
+    scipy.io.savemat(tmp_path / "test_32x32.mat", {"X": pictures.astype(np.uint8), "y": labels})
+    found = benchmarks.read_svhn(tmp_path)
+    assert np.array_equal(found, np.moveaxis(pictures, 3, 0))
+
+    folder = tmp_path / "dtd" / "dtd"
+    (folder / "images" / "dots").mkdir(parents=True)
+    (folder / "labels").mkdir()
+    wide = np.zeros((64, 96, 3), np.uint8)
+    wide[:, 16:80] = (10, 200, 30)  # the middle
+    PIL.Image.fromarray(wide).save(folder / "images" / "dots" / "dots_1.jpg", quality=100)
+    (folder / "labels" / "test1.txt").write_text("dots/dots_1.jpg\n")
+    (found,) = benchmarks.read_textures(tmp_path)
+    assert found.shape == (32, 32, 3)
+    assert np.abs(found[:, 2:-2].astype(int) - (10, 200, 30)).max() <= 2  # but for the edges
+
+    with pytest.raises(RuntimeError):
+        benchmarks.read_cifar100(tmp_path)

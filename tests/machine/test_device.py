@@ -1,0 +1,145 @@
+"""TODO machine/test_device.py"""
+
+import os
+import subprocess
+import sys
+import time
+
+import cv2
+import joblib
+import pytest
+import torch
+from helpers import MAIN, run_main, tiny
+
+import main
+from lab.machine import device
+from lab.machine.device import Ranks
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_absent_cuda_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main.main(["--device", "cuda"])
+    assert ended.value.code == 2 and "sees no CUDA device" in capsys.readouterr().err
+
+
+NO_KERNEL = "CUDA error: no kernel image is available for execution on the device\nCompile with"
+
+
+@pytest.fixture
+def old_card(monkeypatch):
+    """A card that PyTorch sees, and has no kernels for."""
+
+    def fail(*_, **__):
+        raise RuntimeError(NO_KERNEL)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla P100-PCIE-16GB")
+    monkeypatch.setattr(torch, "zeros", fail)
+
+
+def test_a_card_without_kernels_is_left_for_the_cpu(old_card, capsys):
+    assert device.choose_device("auto", 0) == torch.device("cpu")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "On the CPU" in line and "Tesla P100" in line and "no kernel image" in line
+
+
+def test_a_card_without_kernels_that_was_asked_for_ends_in_a_line(old_card, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main.main(["--device", "cuda"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2
+    assert "--device" in line and "Tesla P100" in line and "no kernel image" in line
+
+
+def test_a_card_that_works_is_used(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(device, "try_out", lambda device: "")
+    assert device.choose_device("auto", 3) == torch.device("cuda", 1) == chosen[0]
+
+
+@pytest.mark.parametrize(("cores", "ranks", "expected"), [(1, 1, 1), (7, 3, 2), (1, 4, 1)])
+def test_no_more_threads_than_cores_that_may_be_used(monkeypatch, cores, ranks, expected):
+    before = torch.get_num_threads()
+    torch.set_num_threads(8)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: cores)
+    device.limit_threads(Ranks(0, ranks, 0, ranks))
+    assert torch.get_num_threads() == cv2.getNumThreads() == expected
+    torch.set_num_threads(before)
+
+
+def test_threads_asked_for_are_not_exceeded(monkeypatch):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
+    device.limit_threads(Ranks())
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(before)
+
+
+def test_what_a_container_has_set_for_cuda_does_not_matter():
+    """NVIDIA's set TF32 for float32, and others a workspace that is not deterministic."""
+    script = (
+        "import main, os, torch\n"
+        "device.prepare_machine(main.Settings(device='cpu'))\n"
+        "assert os.environ['CUBLAS_WORKSPACE_CONFIG'] == ':4096:8'\n"
+        "assert torch.get_float32_matmul_precision() == 'highest'\n"
+        "assert not torch.backends.cuda.matmul.allow_tf32\n"
+        "assert not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction\n"
+    )
+    container = {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1", "CUBLAS_WORKSPACE_CONFIG": ":0:0"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=MAIN.parent, env={**os.environ, **container},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("ranks", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "two"}])
+def test_ranks_without_torchrun_end_in_a_line(tmp_path, ranks):
+    done = run_main(*tiny(tmp_path), **ranks)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("main.py")]
+    assert done.returncode == 1 and "torchrun" in line and "Traceback" not in done.stderr
+
+
+def test_versions_do_not_depend_on_a_packages_name(monkeypatch):
+    """OpenCV is opencv-python-headless, opencv-python, or conda's py-opencv."""
+
+    def absent(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    import importlib.metadata
+
+    monkeypatch.setattr(importlib.metadata, "version", absent)
+    monkeypatch.setattr(importlib.metadata, "distribution", absent)
+    found = device.versions()
+    assert found["opencv"] == cv2.__version__ and found["torch"] == torch.__version__
+    assert all(type(value) is str for value in found.values())  # as weights_only loads it
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(1, "fp32"), (0.8, "fp32"), (0.75, "bf16")])
+def test_precision_is_chosen_by_measuring(monkeypatch, seconds, expected):
+    """bfloat16 takes these seconds where float32 takes one; the first try takes longer."""
+    tries = []
+
+    def measured(dtype):
+        tries.append(dtype)
+        first = 5 if len(tries) <= 2 else 0
+        return first + (seconds if dtype == torch.bfloat16 else 1)
+
+    monkeypatch.setattr(device, "seconds_of_convolution", measured)
+    assert device.prepare_machine(main.Settings(device="cpu")).precision == expected
+    for asked in ("fp32", "bf16"):
+        settings = main.Settings(device="cpu", precision=asked)
+        assert device.prepare_machine(settings).precision == asked
+
+
+def test_a_processor_of_any_kind_is_measured():
+    assert all(device.seconds_of_convolution(t) > 0 for t in (torch.float32, torch.bfloat16))
+    start = time.perf_counter()
+    assert 0.01 < device.bfloat16_speedup() < 100
+    assert time.perf_counter() - start < 20

@@ -1,0 +1,153 @@
+"""TODO machine/test_files.py"""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import STRESS, refused, tiny
+
+import main
+from lab.machine import files
+from lab.report import writer
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named_at_once(tmp_path, monkeypatch, capsys, number):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    message = refused(capsys, *tiny(tmp_path))
+    assert f"the file system of {tmp_path} has no locks" in message
+    assert os.strerror(number) in message and "choose" in message
+    assert "in use" not in message
+    arguments = ["--data-dir", str(tmp_path), "--output-dir", str(tmp_path)]
+    assert "has no locks" in refused(capsys, *arguments)
+
+
+def test_a_file_that_is_open_elsewhere_is_replaced_when_it_is_closed(tmp_path, monkeypatch):
+    """As on Windows, where a virus scanner holds a file for a moment."""
+    real, refusals = Path.replace, [PermissionError(13, "in use")] * 3
+
+    def replace(self, target):
+        if refusals:
+            raise refusals.pop()
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    files.write_file(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "new" and not refusals
+
+
+def test_a_file_that_stays_open_elsewhere_ends_in_a_line(tmp_path, monkeypatch, capsys):
+    def replace(self, target):
+        raise PermissionError(13, "Permission denied", str(target))
+
+    monkeypatch.setattr(files, "PATIENCE", 0.2)
+    monkeypatch.setattr(Path, "replace", replace)
+    since = time.monotonic()
+    assert "Permission denied" in refused(capsys, *tiny(tmp_path))
+    assert time.monotonic() - since < 30
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_only_what_is_ones_own_is_cleaned(tmp_path):
+    """Another live run may be writing in a folder below, and even a live process in this one."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    others = tmp_path / "shapes" / "models" / f".baseline_model.pth.{gone.pid}.tmp"
+    lives = tmp_path / "models" / f".baseline_model.pth.{os.getppid()}.tmp"
+    mine = tmp_path / "models" / f".baseline_model.pth.{gone.pid}.tmp"
+    same = tmp_path / "models" / f".se_attention_model_resume.pth.{os.getpid()}.tmp"
+    drawn = tmp_path / "plots" / f".robustness.png.{gone.pid}.tmp"
+    overlay = tmp_path / "gradcam" / "baseline" / f".disc_1.png.{gone.pid}.tmp"
+    foreign = tmp_path / ".someones.file.tmp"  # of another program
+    for path in (others, lives, mine, same, drawn, overlay, foreign):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    main.main(tiny(tmp_path))
+    assert others.exists() and lives.exists() and foreign.exists()
+    for path in (mine, same, drawn, overlay):
+        assert not path.exists()
+
+
+def test_a_file_that_cannot_be_written_keeps_no_other_from_it(tiny_run, tmp_path, capsys):
+    shutil.copytree(tiny_run / "models", tmp_path / "models")
+    blocked = ["plots/accuracy_comparison.pdf", "results/summary.md", "gradcam/baseline/disc_1.png"]
+    blocked += ["results/files.json"]
+    for name in blocked:
+        (tmp_path / name).mkdir(parents=True)
+    message = refused(capsys, *tiny(tmp_path, *STRESS))
+    assert "Is a directory" in message and "mend that and run again" in message
+    expected = {*json.loads((tiny_run / "results" / "files.json").read_text()), blocked[-1]}
+    assert expected > set(blocked)
+    for name in expected:
+        assert (name in message) == (name in blocked)
+        assert (tmp_path / name).is_file() == (name not in blocked)
+
+
+def test_what_a_run_did_not_make_does_not_stay(tiny_run, tmp_path):
+    """Another seed without stress tests, fewer pictures; what someone put there is left alone."""
+    output = tmp_path / "run"
+    shutil.copytree(tiny_run, output)
+    (output / "plots" / "mine_curves.png").write_text("mine")
+    main.main(tiny(output, "--retrain", "--seed", "7", "--gradcam-images", "1"))
+    for name in ("results/robustness.json", "plots/robustness.png", "plots/attacks.pdf",
+                 "plots/gradcam_disc_2.png", "gradcam/baseline/disc_2.png"):  # fmt: skip
+        assert (tiny_run / name).exists() and not (output / name).exists()
+    assert (output / "plots" / "mine_curves.png").read_text() == "mine"
+    assert (output / "plots" / "gradcam_disc_1.png").exists()
+    listed = json.loads((output / "results" / "files.json").read_text())
+    there = [path for path in output.rglob("[!.]*") if path.is_file()]
+    there = {path.relative_to(output).as_posix() for path in there}
+    models = {"models/baseline_model.pth", "models/se_attention_model.pth"}
+    assert there == {*listed, *models, "results/files.json", "plots/mine_curves.png"}
+
+
+def test_what_a_killed_run_made_does_not_stay_either(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writer, "write_report", killed)
+    with pytest.raises(SystemExit):
+        main.main(tiny(tmp_path))
+    monkeypatch.undo()
+    assert (tmp_path / "plots" / "gradcam_disc_2.png").exists()
+    main.main(tiny(tmp_path, "--gradcam-images", "1"))
+    assert not (tmp_path / "plots" / "gradcam_disc_2.png").exists()
+
+
+PRECIOUS = '["../precious", "plots/../../precious", "{outside}", "models/baseline_model.pth"]'
+
+
+@pytest.mark.parametrize("content", ["", "{", "7", PRECIOUS])
+def test_a_damaged_list_of_files_deletes_nothing_elsewhere(tmp_path, content):
+    outside = tmp_path / "precious"
+    outside.write_text("mine")
+    output = tmp_path / "run"
+    (output / "results").mkdir(parents=True)
+    content = content.replace("{outside}", str(outside))
+    (output / "results" / "files.json").write_text(content)
+    main.main(tiny(output))
+    assert outside.read_text() == "mine"
+    assert (output / "models" / "baseline_model.pth").exists()
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "deep" / "file"
+    files.write_file(path, "old")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError):
+        files.write_file(path, "new")
+    assert path.read_text() == "old" and [p.name for p in path.parent.iterdir()] == ["file"]

@@ -1,0 +1,46 @@
+"""TODO measure/test_evaluation.py"""
+
+import pytest
+import torch
+from helpers import BASELINE, SE
+
+import main
+from lab.measure import evaluation, statistics
+from lab.measure.evaluation import HeldOut, Outputs
+from lab.measure.models import TrainedModel
+
+
+def evaluation(logits, labels, network=BASELINE, model=None):
+    """An evaluation of given logits."""
+    trained = TrainedModel(network, 42, model, None)
+    outputs = Outputs(features=logits, logits=logits)
+    return evaluation.evaluate(trained, outputs, labels, HeldOut(outputs, labels))
+
+
+def test_evaluation_counts():
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
+    called = torch.tensor([0, 0, 0, 1, 1, 1, 0, 2])
+    found = evaluation(torch.eye(3)[called], labels)
+    assert found.accuracy == 75 and found.class_accuracy.tolist() == [75, 100, 50]
+    assert found.confusion.tolist() == [[3, 1, 0], [0, 2, 0], [1, 0, 1]]
+    assert found.correct.tolist() == [True, True, True, False, True, True, False, True]
+    perfect = evaluation(torch.eye(3)[labels], labels)
+    settings = main.Settings(statistics=statistics.Settings(resamples=100))
+    compared = statistics.compare(SE, [perfect], [found], labels, 3, settings)
+    assert compared.overall.difference.interval.value == 25
+    assert [group.difference.interval.value for group in compared.by_class] == [25, 0, 50]
+
+
+def test_shapes_are_learnt(trained):
+    _, hardware, data, networks = trained
+    for one in networks.values():
+        assert evaluation.accuracy_of(one.model, data.test, hardware) > 90
+
+
+def test_temperature_undoes_a_scaling_of_calibrated_logits():
+    """Labels drawn from the logits' own probabilities are calibrated; three times those need 3."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(20000, 10, generator=generator)
+    labels = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+    assert evaluation.fit_temperature(logits, labels) == pytest.approx(1, abs=0.03)
+    assert evaluation.fit_temperature(3 * logits, labels) == pytest.approx(3, abs=0.1)

@@ -1,0 +1,184 @@
+"""TODO measure/test_failures.py"""
+
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import BASELINE, SE, comparison, tiny
+from sklearn.metrics import classification_report
+
+import main
+from lab.data import shapes
+from lab.data.images import Images
+from lab.measure import evaluation, failures, statistics
+from lab.measure.evaluation import HeldOut, Outputs
+from lab.measure.models import TrainedModel
+from lab.report import figures, sentences
+
+
+def evaluation(called, confidence, labels, classes=4, model=None, network=BASELINE):
+    """Of networks that call images what `called` says, with given confidences."""
+    rest = ((1 - confidence) / (classes - 1))[:, None].expand(-1, classes)
+    chances = rest.scatter(1, called[:, None], confidence[:, None])
+    outputs = Outputs(torch.zeros(len(labels), 2), chances.log())
+    trained = TrainedModel(network, 42, model, None)
+    return evaluation.evaluate(trained, outputs, labels, HeldOut(outputs, labels))
+
+
+def test_transitions_are_counted_by_hand():
+    labels = torch.tensor([0, 0, 0, 0, 0, 0])
+    sure = torch.full((6,), 0.9)
+    first = evaluation(torch.tensor([0, 1, 0, 1, 1, 2]), sure, labels)
+    other = evaluation(torch.tensor([0, 0, 1, 1, 2, 2]), sure, labels)
+    counts = failures.count_transitions(SE, [first, first], [first, other]).counts
+    assert {way.name: found.tolist() for way, found in counts.items()} == {
+        "RIGHT": [2, 1],
+        "CORRECTED": [0, 1],
+        "BROKEN": [0, 1],
+        "SAME_CLASS": [4, 2],
+        "OTHER_CLASS": [0, 1],
+    }
+    said = sentences.say_transitions(failures.count_transitions(SE, [other], [first]))
+    assert "Baseline's 4 mistakes, SE-Attention corrects 1 and makes 1 new ones; 3 stay" in said
+    of_seeds = failures.count_transitions(SE, [other, other, first], [first, first, first])
+    assert sentences.say_transitions(of_seeds) == (
+        "Of Baseline's 4.0 mistakes, SE-Attention corrects 0.7 and makes 0.7 new ones; 3.3 stay, "
+        "2.7 of them with the same class (means over 3 seeds)."
+    )
+
+
+def test_table_csv_figure_and_text_count_the_same(tiny_run, tmp_path):
+    """Each from its own file."""
+    shutil.copytree(tiny_run / "models", tmp_path / "models")
+    figures, real = [], figures.plot_transitions
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(
+            figures.FIGURES,
+            "transitions",
+            lambda results: figures.append(real(results)) or figures[0],
+        )
+        main.main(tiny(tmp_path))
+    predictions = pd.read_csv(tmp_path / "results" / "predictions.csv")
+    failures = pd.read_csv(tmp_path / "results" / "failures.csv")
+    table = pd.read_csv(tmp_path / "results" / "transitions.csv", index_col=0)["to SE-Attention"]
+    wrong = ~predictions.baseline_correct | ~predictions.se_attention_correct
+    assert len(predictions) == table.sum() == 100 and len(failures) == wrong.sum()
+    by_way = failures.se_attention_transition.value_counts().reindex(table.index[1:], fill_value=0)
+    assert by_way.tolist() == table.iloc[1:].tolist()
+    drawn = [bar.get_width() for bar in figures[0].axes[0].patches]
+    assert drawn == table.iloc[1:].tolist()
+    recorded = comparison(tmp_path)["failures"]
+    assert list(recorded["transitions"]["se_attention"].values()) == table.tolist()
+    summary = (tmp_path / "results" / "summary.md").read_text()
+    assert recorded["said"]["transitions"] in summary
+    for way, count in table.astype(int).items():
+        assert re.search(rf"\| {way} +\| +{count:,} \|", summary)
+    # what is said of single images is what the networks' accuracies are made of
+    for key in ("baseline", "se_attention"):
+        accuracy = comparison(tmp_path)["networks"][key]["accuracy"]["overall"]["value"]
+        assert 100 * predictions[f"{key}_correct"].mean() == pytest.approx(accuracy)
+        called = predictions[f"{key}_predicted"] == predictions.true_class
+        assert (called == predictions[f"{key}_correct"]).all()
+    sure = pd.read_csv(tmp_path / "results" / "sure_mistakes.csv", index_col=0)
+    for level in (50, 99):
+        found = failures[~failures.baseline_correct].baseline_confidence >= level / 100
+        assert sure.loc[f"{level} % confidence", "Baseline: as trained"] == found.sum()
+    surest = np.maximum(
+        failures.baseline_confidence * ~failures.baseline_correct,
+        failures.se_attention_confidence * ~failures.se_attention_correct,
+    )
+    assert (np.diff(surest) <= 0).all()
+
+
+def test_dividing_the_logits_makes_a_network_less_sure_and_no_better(dossier):
+    settings, _, evaluations, _ = dossier
+    (run,) = evaluations["baseline"]
+    outputs = Outputs(run.features, run.logits / 2)
+    held_out = run.held_out.outputs
+    halved = HeldOut(Outputs(held_out.features, held_out.logits / 2), run.held_out.labels)
+    # one that errs more often, so that there is something to count
+    labels = torch.where(torch.arange(400) % 3 == 0, (run.predicted + 1) % 10, run.predicted)
+    first = evaluation.evaluate(
+        run.trained, Outputs(run.features, run.logits), labels, run.held_out
+    )
+    other = evaluation.evaluate(run.trained, outputs, labels, halved)
+    found = [
+        failures.count_sure_mistakes(network, [one], [first], settings)
+        for network, one in ((BASELINE, first), (SE, other))
+    ]
+    (said,) = sentences.say_sureness(found, 0.05)
+    assert said.endswith("it is less sure, not better.")
+
+
+def test_sure_mistakes_are_counted_before_and_after_scaling(dossier):
+    _, _, evaluations, failures = dossier
+    for found in failures.mistakes:
+        (run,) = evaluations[found.network.key]
+        wrong = torch.from_numpy(~run.correct)
+        for by_level, temperature in ((found.as_trained, 1), (found.scaled, run.temperature)):
+            sure = (run.logits / temperature).softmax(1).amax(1)[wrong]
+            expected = [int((100 * sure >= level).sum()) for level in found.levels]
+            assert by_level.tolist() == [expected]
+
+
+def test_precision_recall_and_f1_are_scikit_learns(dossier):
+    _, data, evaluations, failures = dossier
+    for found in failures.scores:
+        (run,) = evaluations[found.network.key]
+        report = classification_report(data.test.labels, run.predicted, output_dict=True)
+        for label in range(10):
+            expected = report[str(label)]
+            assert found.precision[0, label] == pytest.approx(100 * expected["precision"])
+            assert found.recall[0, label] == pytest.approx(run.class_accuracy[label], abs=1e-3)
+            assert found.f1[0, label] == pytest.approx(100 * expected["f1-score"])
+        assert found.f1.mean() == pytest.approx(100 * report["macro avg"]["f1-score"])
+
+
+def test_confused_pairs_are_counted_by_hand():
+    labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    sure = torch.full((8,), 0.9)
+    first = evaluation(torch.tensor([1, 0, 0, 1, 2, 3, 3, 3]), sure, labels)
+    other = evaluation(torch.tensor([0, 0, 0, 1, 2, 3, 3, 0]), sure, labels)
+    settings = main.Settings(statistics=statistics.Settings(resamples=100))
+    pairs = failures.find_confused_pairs(
+        {"baseline": [first], "se_attention": [other]}, labels, settings
+    )
+    assert [(pair.first_class, pair.second_class) for pair in pairs] == [(0, 1), (2, 3)]
+    assert pairs[0].error == {"baseline": 50, "se_attention": 25}
+    assert pairs[0].change["se_attention"].value == -25
+    assert pairs[1].error == {"baseline": 25, "se_attention": 25}
+
+
+def test_failures_are_of_distinct_kinds_with_all_networks_answers():
+    labels = torch.zeros(6, dtype=torch.long)
+    test = Images(shapes.draw(6, 0).pixels, labels)
+    recipe = main.Recipe(widths=(8, 8), stem=4)
+    confidence = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.95, 0.9])
+    called = torch.tensor([1, 1, 2, 0, 3, 0])
+    first = evaluation(called, confidence, labels, model=main.build_network(BASELINE, recipe, 4))
+    model = main.build_network(SE, recipe, 4)
+    called = torch.tensor([1, 0, 0, 2, 0, 0])
+    second = evaluation(called, confidence, labels, model=model, network=SE)
+    groups = failures.group_mistakes([first, second], test, suspected=[4], count=5)
+    # of the two that the first calls 1, the surer; and not the one whose label is suspected
+    assert [[image.index for image in group.images] for group in groups] == [
+        [0, 2],
+        [0, 3],
+        [1, 2],
+        [3],
+    ]
+    assert [(group.network, group.alone) for group in groups] == [
+        (BASELINE, False),
+        (SE, False),
+        (BASELINE, True),
+        (SE, True),
+    ]
+    for group in groups:
+        for image in group.images:
+            assert [answer.network for answer in image.answers] == [BASELINE, SE]
+    assert [
+        len(group.images) for group in failures.group_mistakes([first, second], test, [], 1)
+    ] == [1] * 4

@@ -1,0 +1,46 @@
+"""TODO measure/test_gates.py"""
+
+import copy
+import dataclasses
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import main
+from lab.data import images
+from lab.measure import gates
+
+
+def test_gates_are_those_of_the_blocks(trained, stressed):
+    _, hardware, data, networks = trained
+    hardware = dataclasses.replace(hardware, precision="fp32")
+    model = networks["se_attention"].model
+    before = copy.deepcopy(model.state_dict())
+    found = gates.study(model, data.test, len(data.classes), hardware)
+    with torch.no_grad():
+        x = F.relu(model.stem(model.normalise(images.to_input(data.test.pixels))))
+        gates = model.attention[0].gate(model.stages[0](x))
+    ring = data.classes.index("ring")
+    expected = gates[data.test.labels == ring].mean(0).numpy()
+    np.testing.assert_allclose(found.mean_by_class[0][ring], expected, atol=1e-4)
+    assert len(found.share_between_classes) == 3 and all(
+        0 <= share <= 1 for share in found.share_between_classes
+    )
+    assert gates.study(networks["baseline"].model, data.test, len(data.classes), hardware) is None
+    assert all(
+        isinstance(block, main.SEBlock) for block in model.attention
+    )  # only the copy's were fixed
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert stressed["se_attention"].gates is not None and stressed["baseline"].gates is None
+
+
+def test_gates_held_at_their_means_cost_nothing_where_they_answer_to_no_image(trained):
+    """With the weights of the bottleneck at zero, every image has the same gates."""
+    _, hardware, data, networks = trained
+    model = copy.deepcopy(networks["se_attention"].model)
+    for block in model.attention:
+        torch.nn.init.zeros_(block.reduce.weight)
+    found = gates.study(model, data.test, len(data.classes), hardware)
+    assert found.accuracy_as_learnt == found.accuracy_at_means
+    assert max(found.share_between_classes) < 1e-3

@@ -1,0 +1,84 @@
+"""TODO measure/test_heatmaps.py"""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import main
+from lab.data import shapes
+from lab.machine.device import Hardware
+from lab.measure import gradcam, heatmaps, stress
+
+
+@pytest.mark.parametrize("stages", [1, 2, 4])
+def test_random_maps_are_as_coarse_as_grad_cams(monkeypatch, stages):
+    recipe = main.Recipe(dataset="shapes", widths=(8,) * stages, stem=4)
+    settings = main.Settings(
+        recipe=recipe, stress_tests=stress.Settings(curve_steps=2, score_resamples=10)
+    )
+    model = main.build_network(main.NETWORKS[0], recipe, 10).eval()
+    images = shapes.draw(10, seed=3)
+    model.measure_input(images.pixels, recipe)
+    sizes = []
+    real = F.interpolate
+
+    def interpolate(maps, *arguments, **more):
+        sizes.append(tuple(maps.shape[2:]))
+        return real(maps, *arguments, **more)
+
+    monkeypatch.setattr(F, "interpolate", interpolate)
+    hardware = Hardware(torch.device("cpu"), "fp32", "")
+    heatmaps.study(model, images, settings, hardware)
+    side = 32 // 2**stages
+    assert len(sizes) > 2 and set(sizes) == {(side, side)}
+
+
+def test_a_stage_is_shuffled_with_its_attention(monkeypatch):
+    recipe = main.Recipe(dataset="shapes", widths=(8, 8), stem=4)
+    settings = main.Settings(
+        recipe=recipe, stress_tests=stress.Settings(curve_steps=2, score_resamples=10)
+    )
+    model = main.build_network(main.NETWORKS[1], recipe, 10).eval()
+    before = copy.deepcopy(model.state_dict())
+    seen = []
+    real = gradcam.heatmaps_of
+
+    def look(model, pixels, classes):
+        seen.append(copy.deepcopy(model.state_dict()))
+        return real(model, pixels, classes)
+
+    monkeypatch.setattr(gradcam, "heatmaps_of", look)
+    hardware = Hardware(torch.device("cpu"), "fp32", "")
+    heatmaps.study(model, shapes.draw(10, seed=3), settings, hardware)
+    shuffled = []  # the layers whose matrices have changed, step by step
+    for found in seen[1:]:
+        changed = {name for name in before if not torch.equal(found[name], before[name])}
+        matrices = {name for name in changed if before[name].ndim > 1}
+        shuffled.append({".".join(name.split(".")[:2]) for name in matrices})
+    from_the_top = [{"classifier.weight"}, {"attention.1", "stages.1"}, {"attention.0", "stages.0"}]
+    for k, found in enumerate(shuffled):
+        assert found == set().union(*from_the_top[: k + 1])
+    assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)
+
+
+def test_grad_cam_beats_random_maps(stressed):
+    for one in stressed.values():
+        maps, noise = one.heatmaps.grad_cam, one.heatmaps.random
+        assert maps.deletion.mean() < noise.deletion.mean()
+        assert maps.insertion.mean() > noise.insertion.mean()
+        assert maps.pointing > noise.pointing + 0.2
+        assert maps.overlap > noise.overlap
+        assert one.heatmaps.likeness_without_stage[0] < 0.5
+
+
+def test_curves_start_and_end_at_whole_images(stressed):
+    """Nothing deleted, all inserted: the image itself, whatever the map."""
+    for one in stressed.values():
+        maps, noise = one.heatmaps.grad_cam, one.heatmaps.random
+        whole = [maps.deletion[0], noise.deletion[0], maps.insertion[-1], noise.insertion[-1]]
+        assert whole == pytest.approx([whole[0]] * 4)
+        assert whole[0] > 0.5
+        assert maps.deletion[-1] == pytest.approx(noise.deletion[-1])  # all grey
+        assert len(maps.deletion) == stress.Settings().curve_steps + 1

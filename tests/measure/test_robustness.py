@@ -1,0 +1,52 @@
+"""TODO measure/test_robustness.py"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import main
+from lab.measure import corruptions, robustness, statistics
+
+CORRUPTIONS = {corruption.name: corruption for corruption in corruptions.ALL}
+
+
+NAMES = sorted(CORRUPTIONS)
+
+
+def test_severity_5_is_never_easier_than_1(stressed):
+    """But for saturate, whose severities are no ladder: 1 and 2 take colour away, 3 to 5 add it."""
+    for one in stressed.values():
+        ladder = [k for k, name in enumerate(one.corruptions.names) if name != "saturate"]
+        (accuracy,) = one.corruptions.accuracy[:, ladder]
+        assert accuracy.shape == (len(NAMES) - 1, 5)
+        assert (accuracy[:, 4] <= accuracy[:, 0] + 1).all()  # 2 of 200 images
+        assert (accuracy[:, 4] < accuracy[:, 0] - 5).any()
+
+
+def test_the_corruptions_summary_is_that_of_their_images():
+    """Two seeds, two corruptions, five severities, four images, counted by hand."""
+    rng = np.random.default_rng(0)
+    correct = {network.key: rng.random((2, 2, 5, 4)) < 0.6 for network in main.NETWORKS}
+    scores = robustness.score(("a", "b"), correct, main.Settings(seeds=2))
+    baseline, se = scores["baseline"], scores["se_attention"]
+    assert baseline.change is None
+    gains = 100 * (correct["se_attention"].mean((1, 2, 3)) - correct["baseline"].mean((1, 2, 3)))
+    assert se.change.interval.value == pytest.approx(gains.mean())
+    expected = statistics.t_test(gains, 100 / 40).interval(0.95)
+    assert dataclasses.astuple(se.change.interval) == pytest.approx(dataclasses.astuple(expected))
+    errors = [1 - correct[key].mean((0, 2, 3)) for key in ("se_attention", "baseline")]
+    assert se.mean_corruption_error == pytest.approx(100 * np.mean(errors[0] / errors[1]))
+    assert se.accuracy[1, 0, 3] == 100 * correct["se_attention"][1, 0, 3].mean()
+
+
+def test_corruptions_under_which_the_first_network_never_errs_have_no_ratio():
+    perfect = np.ones((1, 2, 5, 4), bool)
+    half = perfect.copy()
+    half[:, 0, :, :2] = False
+    scores = robustness.score(("a", "b"), {"baseline": half, "se_attention": half}, main.Settings())
+    assert scores["se_attention"].mean_corruption_error == 100
+    scores = robustness.score(
+        ("a", "b"), {"baseline": perfect, "se_attention": half}, main.Settings()
+    )
+    assert scores["se_attention"].mean_corruption_error is None

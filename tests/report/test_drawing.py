@@ -1,0 +1,42 @@
+"""TODO report/test_drawing.py"""
+
+import numpy as np
+import pytest
+
+from lab.report import drawing
+from lab.report.drawing import Picture, PictureBlock
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+@pytest.mark.parametrize("networks", [2, 3])
+def test_headings_of_pictures_stay_in_their_part(style, count, networks):
+    picture = Picture(np.zeros((32, 32, 3), np.uint8), "true class:\nautomobile")
+    block = PictureBlock(
+        "SE-Attention: most confident mistakes", [[picture] * count] * min(2, count)
+    )
+    lines = [[block, block], [block][: networks - 2], [block, block]]
+    figure = drawing.plot_pictures([line for line in lines if line], heat_scale=True)
+    figure.draw_without_rendering()
+    for part in figure.subfigs:
+        scales = [axes for axes in part.axes if axes.get_ylabel()]
+        if part._suptitle is None:  # beside the odd block
+            assert networks == 3 and not part.axes
+            continue
+        box = part._suptitle.get_window_extent()
+        assert part.bbox.x0 <= box.x0 and box.x1 <= part.bbox.x1
+        at_the_right = part.bbox.x1 > figure.bbox.x1 - 1
+        assert len(scales) == (count > 0 and at_the_right)  # none without heatmaps
+
+
+def test_overlay_is_rgb_upright_and_lets_the_picture_show():
+    image, heat = np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), np.float32)
+    image[..., 0] = 255  # red
+    heat[:8] = 1.0  # hot at the top
+    picture = drawing.overlay(image, heat, size=64).astype(int)
+    assert picture.shape == (64, 64, 3)
+    assert picture[-5, :, 0].min() > picture[-5, :, 2].max()  # still red where it is cold
+    hot, cold = drawing.HEAT_COLOURS(1.0), drawing.HEAT_COLOURS(0.0)
+    assert np.allclose(picture[2, 30], 0.55 * image[0, 0] + 0.45 * 255 * np.array(hot[:3]), atol=2)
+    assert np.allclose(
+        picture[60, 30], 0.55 * image[0, 0] + 0.45 * 255 * np.array(cold[:3]), atol=2
+    )

@@ -1,0 +1,259 @@
+"""TODO report/test_paper.py"""
+
+import dataclasses
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import BASELINE, ROOT, SE, STRESS, comparison, look_up, run_record, tiny
+from torch import nn
+
+import main
+from lab.measure import robustness
+from lab.measure.models import Network
+from lab.measure.statistics import Verdict
+
+
+def test_each_number_that_the_paper_rounds_is_a_runs():
+    """docs/numbers.md lists them for the run that the README tells of, and only those."""
+    page = (ROOT / "docs" / "numbers.md").read_text()
+    found = re.search(r"\n## The paper's\n.*?runs/(\w+)\.json(.*)", page, re.DOTALL)
+    listed = dict(re.findall(r"^\| `([^`]+)` \| (\S+) \|$", found[2], re.MULTILINE))
+    assert len(listed) > 57 and listed == dict(numbers_in_report(run_record(found[1])))
+
+
+def compile_report(folder, run):
+    """Compile a copy of the report from a run's output: its text, log and number of pages."""
+    if not (shutil.which("latexmk") and shutil.which("pdftotext")):
+        pytest.skip("latexmk or pdftotext is not installed")
+    shutil.copy(ROOT / "report.tex", folder)
+    define = rf"\def\run{{{run}}}"
+    done = subprocess.run(
+        ["latexmk", "-pdf", "-interaction=nonstopmode", f"-usepretex={define}", "report.tex"],
+        cwd=folder, capture_output=True, text=True,
+    )  # fmt: skip
+    log = (folder / "report.log").read_text(errors="replace")
+    assert done.returncode == 0, log[-3000:]
+    text = subprocess.run(
+        ["pdftotext", "-layout", "report.pdf", "-"], cwd=folder, capture_output=True, text=True
+    ).stdout
+    return (
+        " ".join(text.split()),
+        log,
+        int(re.search(r"Output written on report\.pdf \((\d+) pages", log)[1]),
+    )
+
+
+def assert_clean(log):
+    assert "undefined" not in log
+    widths = [float(width) for width in re.findall(r"Overfull \\[hv]box \(([\d.]+)pt", log)]
+    assert max(widths, default=0) <= 2
+
+
+def numbers_in_report(record):
+    """What report.tex rounds, as it should be printed; of each network and stage that has it."""
+    source = (ROOT / "report.tex").read_text()
+    rounded = [(found[1], found[2]) for found in re.finditer(r"\\num\{(\d)\}\{([^{}]*)\}", source)]
+    for found in re.finditer(r"\\each(?:\[.*?\])?\{(\d)\}\{(\w+)\}", source):
+        rounded.append((found[1], rf"stress/\key/{found[2]}"))
+    for digits, path in rounded:
+        for key in record["networks"]:
+            for stage in ("1", "2", "3"):
+                filled = path.replace(r"\firstkey", "baseline").replace(r"\key", key)
+                filled = filled.replace(r"\stage", stage)
+                try:
+                    value = look_up(record, filled)
+                except KeyError:  # the first network has no change, and no gates
+                    continue
+                yield filled, f"{value:,.{digits}f}".replace("-", "−")
+
+
+def test_the_report_has_no_number_of_its_own():
+    source = (ROOT / "report.tex").read_text()
+    body = re.search(r"\\begin\{document\}(.*)\\begin\{thebibliography\}", source, re.DOTALL)[1]
+    body = re.sub(r"\d*\.\d+(pt|\\linewidth|\\textheight)", "", body)
+    assert re.findall(r"\d*\.\d+", body) == ["80.4"]  # another paper's result
+
+
+def test_the_report_compiles_clean(tiny_run, tmp_path):
+    text, log, pages = compile_report(tmp_path, tiny_run)
+    assert_clean(log)
+    assert 6 <= pages <= 10
+    accuracy = comparison(tiny_run)["networks"]["baseline"]["accuracy"]["overall"]["value"]
+    assert f"{accuracy:.2f}" in text
+    assert (
+        "Shapes" in text
+        and "They are drawn by main.py itself" in text
+        and "CIFAR-10 for" not in text
+    )
+    assert "One seed can’t speak for the architecture" in text
+
+
+def test_each_network_at_its_own_best_comes_into_the_paper(tiny_run, tmp_path, capsys):
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import tuning
+
+    folder = shutil.copytree(tiny_run, tmp_path / "run")
+    tuning.run(main.parse_settings(tiny(folder, "--epochs", "1", "--seeds", "2")))
+    trained = sorted((folder / "tuning").rglob("*.pth"))
+    assert len(trained) == 2 * 4 * 2
+    table = capsys.readouterr().out
+    for path in (trained[0], trained[-1]):
+        found = torch.load(path, weights_only=True)["history"][-1]["validation_accuracy"]
+        assert f"{found:.2f}" in table
+    text, log, _ = compile_report(tmp_path, folder)
+    assert_clean(log)
+    assert "SE-Attention: reduction 4" in text and "Each at its best" in text
+    assert "Trained on" in text
+
+
+@pytest.mark.parametrize("stages", [2, 4])
+def test_a_paper_on_networks_of_other_depths(tmp_path, stages):
+    main.main(tiny(tmp_path / "run", *STRESS, "--widths", *["16"] * stages))
+    text, log, _ = compile_report(tmp_path, tmp_path / "run")
+    assert_clean(log)
+    assert f"shuffled down to stage {stages}" in text
+
+
+def test_a_paper_on_networks_without_gates(tmp_path, monkeypatch):
+    """Nor with a corruption error, which there is none of where the first network never errs."""
+    plain = Network(
+        "plain", "Plain", "#DDAA33", "^",
+        build=main.with_attention(nn.Identity),
+        about="nothing either",
+    )  # fmt: skip
+    monkeypatch.setattr(main, "NETWORKS", [main.NETWORKS[0], plain])
+    monkeypatch.setattr(robustness, "mean_ratio", lambda errors, first_errors: None)
+    main.main(tiny(tmp_path / "run", *STRESS))
+    text, log, _ = compile_report(tmp_path, tmp_path / "run")
+    assert_clean(log)
+    assert "Do the maps mean anything?" in text and "What the attention learnt" not in text
+    assert "Mean accuracy is" in text and "mean corruption error" not in text
+
+
+class Blind(main.SmallCNN):
+    """A network that sees nothing: its classifier is given zeros."""
+
+    def classify(self, features):
+        return super().classify(0 * features)
+
+
+class Shut(main.SEBlock):
+    """A block that lets nothing through."""
+
+    def forward(self, activations):
+        return 0 * activations
+
+
+class Idle(main.SEBlock):
+    """A block that leaves all as it is, so that both networks are the same."""
+
+    def forward(self, activations):
+        return activations
+
+
+def blind(recipe, classes):
+    return Blind(recipe, classes, nn.Identity)
+
+
+VERDICTS = [
+    (Verdict.WORSE, 1, [BASELINE, dataclasses.replace(SE, build=main.with_attention(Shut))]),
+    (Verdict.EQUIVALENT, 1, [BASELINE, dataclasses.replace(SE, build=main.with_attention(Idle))]),
+    (Verdict.UNDECIDED, 2, [BASELINE, SE]),
+    (Verdict.BETTER, 2, [dataclasses.replace(BASELINE, build=blind), SE]),
+]
+
+
+@pytest.mark.parametrize(("verdict", "seeds", "networks"), VERDICTS)
+def test_the_reports_text_is_right_whichever_way_it_fell(
+    tmp_path, monkeypatch, verdict, seeds, networks
+):
+    monkeypatch.setattr(main, "NETWORKS", networks)
+    more = [
+        "--epochs",
+        "4",
+        "--shapes-train",
+        "1000",
+        "--shapes-test",
+        "200",
+        "--seeds",
+        str(seeds),
+    ]
+    level = "0.001" if verdict is Verdict.UNDECIDED else "0.2"  # two seeds are few
+    main.main(tiny(tmp_path / "run", *more, "--level", level, "--margin", "0.4"))
+    text, log, _ = compile_report(tmp_path, tmp_path / "run")
+    assert_clean(log)
+    assert f"SE-Attention CNN is {verdict} " in text
+    if verdict is Verdict.WORSE:
+        assert "Baseline CNN: −" in text  # a minus sign, not a hyphen
+    for other in set(Verdict) - {verdict}:
+        assert f"CNN is {other}" not in text
+    assert "differences of up to 0.4 points" in text
+    assert ("One seed can’t speak" in text) == (seeds == 1)
+    assert ("Resampling both seeds" in text) == (seeds == 2)
+    assert (" is better than Baseline in " in text) == (seeds == 2)
+    assert "Stress tests" not in text and "What the attention learnt" not in text
+
+
+def readmes_network():
+    """The README's example of a third network, as it is written there."""
+    text = (ROOT / "README.md").read_text()
+    _, code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = dict(vars(main))
+    exec(code, names)
+    (line,) = re.findall(r"^`(Network\(.*\))`", text, re.MULTILINE)
+    return eval(line, names)
+
+
+def test_a_third_network_is_a_class_and_a_line(tmp_path, monkeypatch):
+    """It goes through training, stress tests, tables and figures to the paper; with two seeds, so
+    that all sections show."""
+    eca = readmes_network()
+    monkeypatch.setattr(main, "NETWORKS", [*main.NETWORKS, eca])
+    main.main(tiny(tmp_path / "run", *STRESS, "--seeds", "2"))
+    found = comparison(tmp_path / "run")
+    assert set(found["networks"]) == set(found["stress"]) == {"baseline", "se_attention", "eca"}
+    assert set(found["verdicts"]) == set(found["compared_with_first"]) == {"se_attention", "eca"}
+    assert found["stress"]["eca"]["gate_share_stage_3"] >= 0
+    for name in ("models/eca_model_seed43.pth", "plots/eca_curves.png",
+                 "plots/confusion_matrix_eca.pdf",
+                 "gradcam/eca/disc_1.png", "results/eca_classwise_accuracy.json"):  # fmt: skip
+        assert (tmp_path / "run" / name).stat().st_size > 100
+    summary = (tmp_path / "run" / "results" / "summary.md").read_text()
+    assert "ECA CNN is" in summary and "SE-Attention CNN is" in summary
+    text, log, _ = compile_report(tmp_path, tmp_path / "run")
+    assert_clean(log)
+    assert "ECA has ECA after each stage" in text
+    for value in (
+        found["stress"]["eca"]["corrupted_accuracy"],
+        found["stress"]["eca"]["median_epsilon"],
+    ):
+        assert f"{value:.2f}" in text
+    printed = dict(numbers_in_report(found))
+    assert len(printed) > 60
+    for key, number in printed.items():
+        assert number in text or number.replace("−0.00", "0.00") in text, (key, number)
+    assert found["masking"] in text.replace("\n", " ")
+    assert f"{found['networks']['eca']['parameters']:,}" in text
+
+
+def test_the_report_says_what_to_run_and_compiles_when_that_is_done(tiny_run, tmp_path):
+    """latexmk must notice results that appear, and a paper on shapes beside one on CIFAR-10."""
+    if not shutil.which("latexmk"):
+        pytest.skip("latexmk is not installed")
+    shutil.copy(ROOT / "report.tex", tmp_path)
+    for job, run, more in (
+        ("report", "output", []),
+        ("shapes", "output/shapes", ["-jobname=shapes"]),
+    ):
+        command = ["latexmk", "-pdf", "-interaction=nonstopmode", *more, "report.tex"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode != 0 and 'run "python main.py" first' in done.stdout
+        assert not (tmp_path / f"{job}.pdf").exists()
+        shutil.copytree(tiny_run, tmp_path / run)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0 and (tmp_path / f"{job}.pdf").exists(), done.stdout[-3000:]
+        assert f"{run}/results/report_values.tex" in (tmp_path / f"{job}.fls").read_text()

@@ -1,0 +1,52 @@
+"""TODO report/test_tables.py"""
+
+import dataclasses
+
+from lab.report import measurements, tables
+
+
+def test_tables_print_numbers_in_their_digits(results):
+    texts = tables.accuracy_table(results).texts()
+    overall = results.comparisons[0].overall
+    change = overall.difference.interval
+    assert texts.iloc[-1].tolist() == [
+        *(f"{one.accuracy.overall.value:.2f}" for one in results.networks),
+        f"{change.value:+.2f}", f"{change.low:+.2f}", f"{change.high:+.2f}",
+        f"{overall.difference.p_holm:.2g}",
+    ]  # fmt: skip
+    assert list(texts.index) == [*results.classes, "Overall"]
+    table = tables.stress_table(results.stress).texts()
+    measured = {m.metric.title(): m for m in measurements.measurements(results.stress.networks[1])}
+    assert list(table.index) == list(measured)
+    for title, measurement in measured.items():
+        digits = measurement.metric.digits
+        shown = f"{measurement.mean():.{digits}f}"
+        if measurement.interval is not None:
+            low, high = measurement.interval.low, measurement.interval.high
+            shown += f" ({low:.{digits}f} to {high:.{digits}f})"
+            assert low <= measurement.mean() <= high
+        assert table.loc[title, "SE-Attention"] == shown
+        in_percent = measurement.metric.unit in ("%", "points")
+        assert digits == 2 or not in_percent or "area" in title  # which is small
+    # the first network has no change from itself
+    assert table.loc[measurements.CORRUPTED_CHANGE.title(), "Baseline"] == ""
+
+
+def test_a_measurement_that_one_network_alone_has_is_in_the_table(results):
+    """Whichever network that is, and however many the others have."""
+    first, second = results.stress.networks
+    gated = dataclasses.replace(first, gates=second.gates)
+    masks = dataclasses.replace(second.heatmaps.grad_cam, pointing=None, overlap=None)
+    heatmaps = dataclasses.replace(second.heatmaps, grad_cam=masks)
+    less = dataclasses.replace(second, heatmaps=heatmaps, gates=None)
+    table = tables.stress_table(dataclasses.replace(results.stress, networks=(gated, less))).texts()
+    for metric in (measurements.GATES_LEARNT, measurements.CORRUPTED_CHANGE):
+        assert metric.title() in table.index
+    assert table.loc[measurements.GATES_LEARNT.title(), "SE-Attention"] == ""
+
+
+def test_layers_are_listed_for_each_network(results):
+    table = tables.layers_table(results).texts()
+    se = results.networks[1]
+    assert table.loc["all"].tolist()[2:] == [f"{se.parameters():,}", f"{se.multiply_adds():,}"]
+    assert table.loc["attention 1"].tolist()[:2] == ["", ""]

@@ -1,0 +1,207 @@
+"""TODO test_training.py"""
+
+import collections
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision.transforms.functional as TF
+from helpers import BASELINE, SE, refused, small_network, small_recipe, tiny
+
+import main
+from lab.machine import device
+from lab.machine.device import Hardware
+
+TRIED = collections.Counter()
+
+
+def test_a_loss_that_is_not_finite_stops_training(tmp_path, capsys):
+    message = refused(capsys, *tiny(tmp_path, "--learning-rate", "1e8"))
+    for part in ("epoch 1", "step", "learning rate ", "--learning-rate"):
+        assert part in message
+    assert not list(tmp_path.rglob("*.pth"))
+    TRIED["diverged trainings"] += 1
+
+
+def test_plain_sgd_trains(tmp_path):
+    main.main(tiny(tmp_path, "--momentum", "0", "--muon-momentum", "0"))
+    assert (tmp_path / "results" / "summary.md").exists()
+
+
+def job_for(network, recipe, folder):
+    return main.TrainingJob(network, recipe, folder / "model.pth")
+
+
+def train(network, recipe, folder):
+    """Data, and the network trained on it."""
+    settings = main.Settings(recipe=recipe)
+    data = main.load_data(settings)
+    (one,) = main.train_all(
+        [job_for(network, recipe, folder)], data, device.prepare_machine(settings)
+    )
+    return data, one
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_networks_side_by_side_learn_the_same_bits(tmp_path, precision):
+    settings = main.parse_settings(tiny(tmp_path))
+    data = main.load_data(settings)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    states = []
+    for at_once in (1, 2):
+        settings = main.parse_settings(tiny(tmp_path / str(at_once)))
+        hardware = Hardware(torch.device("cpu"), precision, "", at_once=at_once)
+        trained = main.train_all(main.training_jobs(settings), data, hardware)
+        states.append([one.model.state_dict() for one in trained])
+    torch.set_num_threads(threads)
+    for one, other in zip(*states, strict=True):
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize(("size", "beyond"), [(32, 4), (24, 0), (20, 2)])
+def test_crop_and_flip_is_torchvisions(size, beyond):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (50, 32, 32, 3), generator=generator, dtype=torch.uint8)
+    index = torch.randperm(50, generator=generator)
+    last = 32 - size + beyond
+    offsets = torch.randint(-beyond, last + 1, (50, 2), generator=generator)
+    offsets[:3] = torch.tensor([[-beyond, -beyond], [last, last], [-beyond, last]])
+    flip = torch.rand(50, generator=generator) < 0.5
+    plan = main.EpochPlan(size, index, offsets, flip)
+    ours = main.crop_and_flip(pixels, index, plan)
+    for image, i in zip(ours, index, strict=True):
+        (top, left), mirrored = offsets[i].tolist(), flip[i]
+        padded = TF.pad(pixels[i].permute(2, 0, 1), 4, padding_mode="reflect")
+        expected = TF.crop(padded, top + 4, left + 4, size, size)
+        expected = TF.hflip(expected) if mirrored else expected
+        assert torch.equal(image.permute(2, 0, 1), expected)
+
+
+def test_epochs_are_planned_by_seed_and_epoch_alone():
+    recipe = small_recipe()
+    first, again, other = (main.plan_epoch(epoch, 1000, recipe) for epoch in (12, 12, 13))
+    for name in ("order", "offsets", "flips"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+        assert not torch.equal(getattr(first, name), getattr(other, name))
+    assert torch.equal(first.order.sort().values, torch.arange(1000))
+    assert first.crop_size == 32
+    assert (
+        first.offsets.min() == -recipe.crop_padding and first.offsets.max() == recipe.crop_padding
+    )
+    assert 400 < first.flips.sum() < 600
+    assert torch.equal(first.flips, ~other.flips)  # both sides of each image in two epochs
+    crops = main.plan_epoch(0, 1000, recipe)
+    assert crops.crop_size == recipe.crop_size
+    assert (
+        crops.offsets.min() == 0 and crops.offsets.max() == 32 - recipe.crop_size
+    )  # crops stay inside
+    sizes = [main.plan_epoch(epoch, 10, recipe).crop_size for epoch in range(recipe.epochs)]
+    assert sizes == [24] * 12 + [32] * 3
+    assert (
+        main.plan_epoch(0, 10, small_recipe(epochs=1)).crop_size == 32
+    )  # an only epoch sees whole images
+
+
+def test_split_is_stratified_disjoint_and_seeded():
+    labels = torch.arange(1000) % 10
+    split, other = main.split_train(labels, 0.1, seed=42), main.split_train(labels, 0.1, seed=43)
+    assert labels[split.training].bincount().tolist() == [90] * 10
+    assert labels[split.validation].bincount().tolist() == [10] * 10
+    training, validation = set(split.training.tolist()), set(split.validation.tolist())
+    assert training | validation == set(range(1000)) and not training & validation
+    assert torch.equal(split.validation, main.split_train(labels, 0.1, seed=42).validation)
+    assert not torch.equal(split.validation, other.validation)
+
+
+def test_each_seed_of_a_run_has_its_own_split():
+    data = main.load_data(
+        main.Settings(recipe=small_recipe(dataset="shapes", shapes_train=200), seeds=2)
+    )
+    assert list(data.splits) == [42, 43]
+    for seed, split in data.splits.items():
+        assert torch.equal(
+            split.validation, main.split_train(data.train.labels, 0.1, seed).validation
+        )
+
+
+def test_learning_rates_fall_linearly_to_zero(tmp_path, monkeypatch):
+    recipe = small_recipe(dataset="shapes", shapes_train=200, epochs=3, batch_size=60)
+    rates, real = {"Muon": [], "SGD": []}, main.train_step
+
+    def note(*batch, training, hardware):
+        found = real(*batch, training=training, hardware=hardware)
+        for optimizer in training.optimizers:
+            rates[type(optimizer).__name__].append([
+                float(group["lr"]) for group in optimizer.param_groups
+            ])
+        return found
+
+    monkeypatch.setattr(main, "train_step", note)
+    train(BASELINE, recipe, tmp_path)
+    shares = np.array([1 - k / 9 for k in range(9)])[:, None]
+    np.testing.assert_allclose(rates["Muon"], recipe.muon_rate * shares, rtol=1e-6)
+    expected = recipe.learning_rate * shares @ np.ones((1, 2))
+    np.testing.assert_allclose(rates["SGD"], expected, rtol=1e-6)
+
+
+def test_only_weights_of_linear_layers_decay():
+    model = small_network(SE)
+    muon, sgd = main.make_optimizers(model, small_recipe())
+    decayed, plain = sgd.param_groups
+    assert decayed["weight_decay"] == small_recipe().weight_decay and plain["weight_decay"] == 0
+    assert all(p.ndim == 2 for p in decayed["params"]) and all(p.ndim == 1 for p in plain["params"])
+    kernels = muon.param_groups[0]["params"]
+    assert all(p.ndim == 4 for p in kernels)
+    groups = (kernels, decayed["params"], plain["params"])
+    assert sum(map(len, groups)) == len(list(model.parameters())) - 1  # the stem is fixed
+
+
+def test_orthogonalise_brings_singular_values_near_one():
+    """To the 0.68 to 1.21 that its docstring names, in the directions of the matrix itself."""
+    generator = torch.Generator().manual_seed(0)
+    u, _ = torch.linalg.qr(torch.randn(12, 12, generator=generator))
+    v, _ = torch.linalg.qr(torch.randn(30, 12, generator=generator))
+    values = torch.linspace(0.05, 1, 12)
+    values = values / values.norm()
+    found = main.orthogonalise(5 * u @ values.diag() @ v.mT)  # its scale does not matter
+    core = u.mT @ found @ v
+    assert (core - core.diagonal().diag()).abs().max() < 1e-4
+    assert core.diagonal().min() > 0.67 and core.diagonal().max() < 1.22
+
+
+def test_muon_steps_along_the_nearest_orthogonal_matrix():
+    torch.manual_seed(0)
+    p = torch.nn.Parameter(torch.randn(8, 4, 3, 3))
+    gradient, before = torch.randn_like(p), p.detach().clone()
+    p.grad = gradient.clone()
+    main.Muon([p], lr=0.1, momentum=0.5).step()
+    normed = before * 8**0.5 / before.norm()
+    step = ((normed - p.detach()) / 0.1).flatten(1)
+    u, _, v = torch.linalg.svd(gradient.flatten(1), full_matrices=False)
+    singular = torch.linalg.svdvals(step)
+    assert singular.min() > 0.5 and singular.max() < 1.5  # about one in every direction
+    assert F.cosine_similarity(step.flatten(), (u @ v).flatten(), dim=0) > 0.95
+
+
+def test_early_epochs_see_crops_and_training_moves_all_but_the_stem(monkeypatch, tmp_path):
+    recipe = small_recipe(
+        dataset="shapes", shapes_train=200, epochs=4, crop_size=20, crop_epochs=0.5, batch_size=90
+    )
+    sizes = []
+    real = main.SmallCNN.features
+    monkeypatch.setattr(
+        main.SmallCNN,
+        "features",
+        lambda m, x: sizes.append((m.training, x.shape[-1])) or real(m, x),
+    )
+    data, one = train(SE, recipe, tmp_path)
+    assert [size for training, size in sizes if training] == [20] * 4 + [32] * 4
+    assert {size for training, size in sizes if not training} == {32}
+    fresh = main.build_network(SE, recipe, classes=10)
+    fresh.measure_input(data.train.select(data.splits[42].training).pixels, recipe)
+    moved = {
+        n for n, p in one.model.named_parameters() if not torch.equal(p, fresh.get_parameter(n))
+    }
+    assert {n for n, _ in one.model.named_parameters()} - moved == {"stem.weight"}
