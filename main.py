@@ -48,7 +48,7 @@ try:
 
     from lab.data import benchmarks, cifar10, download, shapes
     from lab.data.images import IMAGE_SIZE, Dataset, Images, Split, to_input
-    from lab.machine import console
+    from lab.machine import abreast, console
     from lab.machine.device import (
         Hardware,
         MachineSettings,
@@ -395,45 +395,8 @@ class Convolution(nn.Conv2d):
         in_bfloat16 = images.device.type == "cpu" and torch.is_autocast_enabled("cpu")
         is_narrow = images.shape[3] <= self.narrow
         if self.training and is_narrow and in_bfloat16 and has_amx():
-            return self.forward_abreast(images)
+            return abreast.convolve(images, super().forward)
         return super().forward(images)
-
-    def forward_abreast(self, images: Tensor) -> Tensor:
-        """The same answers, by one convolution over rows of several small images each.
-
-        With AMX, oneDNN sums the gradient of the weights along rows, 32 pixels at a time, and rows
-        of 3 to 8 pixels waste most of that. A column of zeros keeps neighbours apart. (With
-        AVX512-BF16 alone it does not pay: a step would take 1 to 4 % longer, on a Zen 4.)
-        """
-        count, _, height, width = images.shape
-        abreast = images_abreast(count, width)
-        # 1. Take `abreast` images at a time, and put their rows in a line.
-        groups = images.permute(0, 2, 3, 1).unflatten(0, (-1, abreast))  # [B/n, n, H, W, C]
-        rows = groups.transpose(1, 2)  # [B/n, H, n, W, C]
-        # 2. Add a column of zeros at the right of each image, and join them.
-        spaced = F.pad(rows, (0, 0, 0, 1))  # [B/n, H, n, W + 1, C]
-        wide = spaced.flatten(2, 3).permute(0, 3, 1, 2)  # [B/n, C, H, n (W + 1)]
-        # 3. Convolve.
-        answers = super().forward(wide).permute(0, 2, 3, 1)  # [B/n, H, n (W + 1), C']
-        # 4. Take the images apart again, without the columns between them.
-        rows = answers.unflatten(2, (abreast, -1))[..., :width, :]  # [B/n, H, n, W, C']
-        # 5. Put them back in their order.
-        return rows.transpose(1, 2).reshape(count, height, width, -1).permute(0, 3, 1, 2)
-
-
-def images_abreast(count: int, width: int) -> int:
-    """How many of `count` images to lay in a row: the divisor that wastes least.
-
-    A row of n images has n (width + 1) pixels, which are taken 32 at a time.
-    """
-    pixels_at_once = 32
-    most_abreast = 20
-
-    def work_per_image(abreast: int) -> float:
-        return math.ceil(abreast * (width + 1) / pixels_at_once) / abreast
-
-    divisors = [n for n in range(1, most_abreast + 1) if count % n == 0]
-    return min(divisors, key=work_per_image)
 
 
 Attention = Callable[[int, Recipe], nn.Module]  # from a stage's channels and the recipe
@@ -660,8 +623,8 @@ class Training:
     def smoothed_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy of logits [B, classes] with smoothed labels [B].
 
-        One-hot targets, since class indices are summed in another order: weights that were trained
-        before would no longer be made again to the bit.
+        The targets are one-hot and not class indices, whose losses PyTorch sums in another order:
+        so weights that were trained with earlier versions are made again to the bit.
         """
         targets = F.one_hot(labels, logits.shape[1]).float()
         return F.cross_entropy(logits, targets, label_smoothing=self.job.recipe.label_smoothing)

@@ -22,52 +22,55 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main
+from lab.data.images import Images, to_input
+from lab.machine.device import Hardware, describe, prepare_machine
+from lab.measure import attacks
+from lab.measure.models import Model
 
 EPSILONS = (1.0, 2.0)  # of 255
 
 
 def withstand_autoattack(
-    model: main.Classifier, x: Tensor, labels: Tensor, epsilon: float, batch: int
+    model: Model, x: Tensor, labels: Tensor, epsilon: float, batch: int
 ) -> Tensor:
     """Which of images float32 [N, 3, 32, 32] are left: bool [N]. It logs what each part leaves."""
     reference = AutoAttack(model, eps=epsilon, seed=0, device=x.device)
     attacked = reference.run_standard_evaluation(x, labels, bs=batch)
-    return main.answers_rightly(model, attacked, labels)
+    return attacks.is_correct(model, attacked, labels)
 
 
 def print_rows(
     key: str,
     seed: int,
-    models: dict[str, main.Classifier],
-    images: main.Images,
+    models: dict[str, Model],
+    images: Images,
     settings: main.Settings,
-    hardware: main.Hardware,
+    hardware: Hardware,
 ) -> None:
     """A row for each epsilon."""
-    x = main.to_input(images.pixels).to(hardware.device)
+    x = to_input(images.pixels).to(hardware.device)
     labels = images.labels.to(hardware.device)
     start = time.perf_counter()
-    stress = replace(settings.stress_tests, epsilons=EPSILONS)
-    found = main.attack_in_batches(key, models, images, stress, hardware)
+    harder = replace(settings.stress_tests.attacks, epsilons=EPSILONS)
+    attacked = attacks.attack(key, models, images, harder, hardware)
     seconds = time.perf_counter() - start
-    for epsilon, withstood in zip(EPSILONS, torch.from_numpy(found.withstood), strict=True):
+    for epsilon, ours in zip(EPSILONS, torch.from_numpy(attacked.robust), strict=True):
         start = time.perf_counter()
-        left = withstand_autoattack(models[key], x, labels, epsilon / 255, settings.eval_batch)
+        left = withstand_autoattack(models[key], x, labels, epsilon / 255, hardware.eval_batch)
         reference_seconds = time.perf_counter() - start
         left = left.cpu()
         cells = [f"{epsilon:g}", key, str(seed)]
-        for robust in (withstood, left, withstood & left):
+        for robust in (ours, left, ours & left):
             cells.append(f"{100 * robust.double().mean().item():.1f}")
         cells += [f"{seconds:.0f}", f"{reference_seconds:.0f}"]
         print("|", " | ".join(cells), "|", flush=True)
 
 
 def run(settings: main.Settings) -> None:
-    hardware = main.prepare_machine(settings)
+    hardware = prepare_machine(settings.machine, len(main.NETWORKS))
     data = main.load_data(settings)
-    index = main.first_images(data, settings.images_to_attack(), settings.stress_tests)
-    images = data.test.select(index)
-    device = main.describe(hardware.device, at_once=1)
+    images = data.test.select(main.choose_images(settings, data).attacked)
+    device = describe(hardware.device, at_once=1)
     print(f"{device}; {len(images)} test images, accuracy (%) that is left")
     print("| ε | network | seed | main.py | AutoAttack | either | s (both ε) | s of AutoAttack |")
     print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
@@ -76,7 +79,7 @@ def run(settings: main.Settings) -> None:
         models = {}
         for job in jobs:
             if job.recipe.seed == seed:
-                trained = main.load_trained(job.path, job, 10, settings.precision)
+                trained = main.load_trained(job.path, job, 10, settings.machine.precision)
                 models[job.network.key] = trained.model.to(hardware.device)
         for key in models:
             print_rows(key, seed, models, images, settings, hardware)

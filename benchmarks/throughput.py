@@ -25,12 +25,17 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils import data as torch_data
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main
+from lab.data.images import IMAGE_SIZE, Dataset, Images, to_input
+from lab.machine.device import WORTHWHILE_SPEEDUP, Hardware, bfloat16_speedup, prepare_machine
+from lab.machine.parallel import in_parallel
+from lab.measure.evaluation import logits_of
+from lab.measure.models import Network, TrainedModel
 
 IMAGES = 6_400  # images in a measured epoch of ours, and in the measured part of a usual one
 
@@ -59,8 +64,8 @@ class UsualCNN(nn.Module):
             nn.Flatten(), nn.Linear(2048, 256), nn.ReLU(), nn.Linear(256, classes)
         )
 
-    def measure_input(self, pixels: torch.Tensor, recipe: main.Recipe) -> None:
-        images = main.to_input(pixels[: recipe.measured_images])
+    def measure_input(self, pixels: torch.Tensor) -> None:
+        images = to_input(pixels[: main.Recipe().measured_images])
         self.mean.copy_(images.mean((0, 2, 3)))
         self.std.copy_(images.std((0, 2, 3)))
 
@@ -86,15 +91,15 @@ def build_usual_with_se(recipe: main.Recipe, classes: int) -> UsualCNN:
 
 
 USUAL_NETWORKS = [
-    main.Network("usual", "usual network", "", "", build_usual, ""),
-    main.Network("usual_se", "usual network with SE", "", "", build_usual_with_se, ""),
+    Network("usual", "usual network", "", "", build_usual, ""),
+    Network("usual_se", "usual network with SE", "", "", build_usual_with_se, ""),
 ]
 
 
-class UsualImages(Dataset):
+class UsualImages(torch_data.Dataset):
     """Images one by one as PIL pictures through torchvision's transforms, as its CIFAR10 does."""
 
-    def __init__(self, images: main.Images, training: bool) -> None:
+    def __init__(self, images: Images, training: bool) -> None:
         self.pixels = images.pixels.numpy()
         self.labels = images.labels.tolist()
         steps: list[Callable] = []
@@ -123,7 +128,7 @@ class Speed:
         return 15 * (45_000 / self.training + 5_000 / self.evaluation) / 60
 
 
-def usual_speed(network: main.Network, data: main.Dataset, device: torch.device) -> Speed:
+def usual_speed(network: Network, data: Dataset, device: torch.device) -> Speed:
     """The usual pipeline's; what its first ten batches take, while workers start, is left out."""
     model = network.build(main.Recipe(), len(data.classes)).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -131,7 +136,7 @@ def usual_speed(network: main.Network, data: main.Dataset, device: torch.device)
     for training in (True, False):
         index = torch.arange(len(data.train)).repeat(4)[: IMAGES + 640]
         images = UsualImages(data.train.select(index), training)
-        loader = DataLoader(images, batch_size=64, shuffle=training, num_workers=2)
+        loader = torch_data.DataLoader(images, batch_size=64, shuffle=training, num_workers=2)
         model.train(training)
         for batch, (pixels, labels) in enumerate(loader):
             if batch == 10:
@@ -155,15 +160,12 @@ def share_of_crops(recipe: main.Recipe) -> dict[int, float]:
 
 def with_one_side(recipe: main.Recipe, side: int, epochs: int) -> main.Recipe:
     """A recipe whose epochs all see images of one side."""
-    crop_epochs = 0.0 if side == main.IMAGE_SIZE else 1.0
+    crop_epochs = 0.0 if side == IMAGE_SIZE else 1.0
     return dataclasses.replace(recipe, epochs=epochs, crop_epochs=crop_epochs)
 
 
 def our_speeds(
-    networks: Sequence[main.Network],
-    data: main.Dataset,
-    recipe: main.Recipe,
-    hardware: main.Hardware,
+    networks: Sequence[Network], data: Dataset, recipe: main.Recipe, hardware: Hardware
 ) -> list[Speed]:
     """main.py's own loop over its schedule of crops: two epochs of each side, the second counts.
 
@@ -177,13 +179,13 @@ def our_speeds(
             trained = main.train_all(jobs, data, hardware)
         seconds += [share * one.checkpoint.history[-1].seconds for one in trained]
 
-    def evaluation_speed(one: main.TrainedNetwork) -> float:
+    def evaluation_speed(one: TrainedModel) -> float:
         start = time.perf_counter()
-        main.logits_of(one.model, data.train.pixels, hardware)
+        logits_of(one.model, data.train.pixels, hardware)
         return len(data.train) / (time.perf_counter() - start)
 
     training_speeds = len(data.splits[recipe.seed].training) / seconds
-    evaluation_speeds = main.side_by_side(evaluation_speed, trained, hardware)
+    evaluation_speeds = in_parallel(evaluation_speed, trained, hardware)
     return [Speed(*pair) for pair in zip(training_speeds, evaluation_speeds, strict=True)]
 
 
@@ -199,7 +201,7 @@ def median_seconds(work: Callable[[], object], device: torch.device, repeats: in
     return float(np.median(seconds[1:]))
 
 
-def peak_tflops(hardware: main.Hardware) -> float:
+def peak_tflops(hardware: Hardware) -> float:
     """TFLOP/s of the fastest of several large matrix products and convolutions.
 
     Of both, since on some processors PyTorch's products are the slower ones by far.
@@ -231,7 +233,7 @@ def peak_tflops(hardware: main.Hardware) -> float:
     return max(speeds)
 
 
-def step_flops(network: main.Network, data: main.Dataset, recipe: main.Recipe) -> float:
+def step_flops(network: Network, data: Dataset, recipe: main.Recipe) -> float:
     """Floating-point operations of a training step for one image, mean over the schedule."""
     model = main.build_network(network, recipe, len(data.classes))
     flops = 0.0
@@ -242,7 +244,7 @@ def step_flops(network: main.Network, data: main.Dataset, recipe: main.Recipe) -
     return flops
 
 
-def data_seconds(data: main.Dataset, recipe: main.Recipe, hardware: main.Hardware) -> float:
+def data_seconds(data: Dataset, recipe: main.Recipe, hardware: Hardware) -> float:
     """Seconds that one image's crop, flip and conversion take, mean over the schedule."""
     pixels = data.train.pixels.to(hardware.device)
     seconds = 0.0
@@ -252,7 +254,7 @@ def data_seconds(data: main.Dataset, recipe: main.Recipe, hardware: main.Hardwar
         index = plan.order[: recipe.batch_size]
 
         def prepare(index: torch.Tensor = index, plan: main.EpochPlan = plan) -> None:
-            main.to_input(main.crop_and_flip(pixels, index, plan))
+            to_input(main.crop_and_flip(pixels, index, plan))
 
         seconds += share * median_seconds(prepare, hardware.device, 50) / len(index)
     return seconds
@@ -265,7 +267,7 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def few_images(data: main.Dataset, recipe: main.Recipe) -> main.Dataset:
+def few_images(data: Dataset, recipe: main.Recipe) -> Dataset:
     """The dataset with few training images, split anew."""
     train = data.train.select(torch.arange(min(IMAGES, len(data.train))))
     split = main.split_train(train.labels, recipe.validation, recipe.seed)
@@ -290,9 +292,7 @@ class Row:
         return [*cells, f"{data_share:.1%}", f"{tflops:.3f}", f"{tflops / peak:.0%}"]
 
 
-def measure_ours(
-    network: main.Network, data: main.Dataset, recipe: main.Recipe, hardware: main.Hardware
-) -> Row:
+def measure_ours(network: Network, data: Dataset, recipe: main.Recipe, hardware: Hardware) -> Row:
     """Alone on all cores."""
     alone = dataclasses.replace(hardware, at_once=1)
     (speed,) = our_speeds([network], data, recipe, alone)
@@ -300,9 +300,7 @@ def measure_ours(
     return Row(f"ours, {network.title}", speed, flops, data_seconds(data, recipe, hardware))
 
 
-def measure_side_by_side(
-    data: main.Dataset, recipe: main.Recipe, hardware: main.Hardware
-) -> list[Row]:
+def measure_side_by_side(data: Dataset, recipe: main.Recipe, hardware: Hardware) -> list[Row]:
     """Both networks at once, each on its share of the cores, as `python main.py` trains them."""
     rows = []
     speeds = our_speeds(main.NETWORKS, data, recipe, hardware)
@@ -313,26 +311,26 @@ def measure_side_by_side(
 
 
 def measure_usual(
-    network: main.Network, data: main.Dataset, recipe: main.Recipe, device: torch.device
+    network: Network, data: Dataset, recipe: main.Recipe, device: torch.device
 ) -> Row:
     speed = usual_speed(network, data, device)
     return Row(f"usual, {network.title}", speed, step_flops(network, data, recipe))
 
 
-def say_precision(settings: main.Settings, hardware: main.Hardware) -> str:
+def say_precision(settings: main.Settings, hardware: Hardware) -> str:
     """The arithmetic, and why it was chosen."""
-    if settings.precision != "auto":
+    if settings.machine.precision != "auto":
         return f"{hardware.precision}, as asked"
     if hardware.device.type == "cuda":
         return f"{hardware.precision}, as the GPU has it"
-    speedup = main.bfloat16_speedup()
-    worthwhile = main.WORTHWHILE_SPEEDUP
+    speedup = bfloat16_speedup()
+    worthwhile = WORTHWHILE_SPEEDUP
     measured = f"bf16 convolves {speedup:.2f} times as fast as fp32"
     return f"{hardware.precision}, since {measured} ({worthwhile} would do)"
 
 
 def run(settings: main.Settings) -> None:
-    hardware = main.prepare_machine(settings)
+    hardware = prepare_machine(settings.machine, len(main.NETWORKS))
     data = few_images(main.load_data(settings), settings.recipe)
     whole_images = dataclasses.replace(settings.recipe, crop_epochs=0.0)  # as the usual network's
     print(f"{hardware.description}, PyTorch {torch.__version__}; takes some minutes")

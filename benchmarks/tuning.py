@@ -19,6 +19,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main
+from lab.data.images import Dataset
+from lab.machine.device import Hardware, prepare_machine
+from lab.machine.files import write_file
+from lab.measure import statistics
+from lab.measure.models import Checkpoint, Network
+from lab.report import sentences, tables
 
 Change = Mapping[str, float]  # of a recipe, by the setting's name
 
@@ -33,7 +39,7 @@ CANDIDATES: dict[str, list[Change]] = {
 class Candidate:
     """One of a network's settings, trained with each seed."""
 
-    network: main.Network
+    network: Network
     change: Change
     jobs: Sequence[main.TrainingJob]
 
@@ -44,7 +50,7 @@ class Candidate:
         return f"{self.network.title}: {settings}"
 
 
-def candidates_of(network: main.Network, settings: main.Settings) -> list[Candidate]:
+def candidates_of(network: Network, settings: main.Settings) -> list[Candidate]:
     """The network's candidates, in the order of `CANDIDATES`."""
     candidates = []
     changes = CANDIDATES.get(network.key, CANDIDATES["baseline"])
@@ -59,8 +65,8 @@ def candidates_of(network: main.Network, settings: main.Settings) -> list[Candid
 
 
 def train(
-    candidates: Sequence[Sequence[Candidate]], data: main.Dataset, hardware: main.Hardware
-) -> dict[Path, main.Checkpoint]:
+    candidates: Sequence[Sequence[Candidate]], data: Dataset, hardware: Hardware
+) -> dict[Path, Checkpoint]:
     """Each job's checkpoint by its file; trained where it was not before."""
     jobs: list[main.TrainingJob] = []
     for of_networks in zip(*candidates, strict=True):  # in turn: two side by side take as long
@@ -74,7 +80,7 @@ def train(
 
 def report(
     candidates: Sequence[Sequence[Candidate]],
-    checkpoints: Mapping[Path, main.Checkpoint],
+    checkpoints: Mapping[Path, Checkpoint],
     settings: main.Settings,
     images: int,
 ) -> None:
@@ -83,7 +89,7 @@ def report(
     for candidate in (one for of_network in candidates for one in of_network):
         last_epochs = [checkpoints[job.path].history[-1] for job in candidate.jobs]
         by_seed[candidate.name()] = [log.validation_accuracy for log in last_epochs]
-    table = main.Table("Network and setting", list(by_seed))
+    table = tables.Table("Network and setting", list(by_seed))
     for k, seed in enumerate(settings.all_seeds()):
         table.add(f"seed {seed}", [found[k] for found in by_seed.values()], ".2f")
     table.add("mean", [float(np.mean(found)) for found in by_seed.values()], ".2f")
@@ -91,29 +97,33 @@ def report(
     best = []
     for of_network in candidates:
         best.append(max((by_seed[one.name()] for one in of_network), key=np.mean))
-    sentences = []
+    said: list[str] = []
     for network, found in zip(main.NETWORKS[1:], best[1:], strict=True):
         gains = np.subtract(found, best[0])
-        difference = main.judge(gains[:, None], 100 / images, settings)
-        verdict = main.name_verdict(difference, network, settings.statistics.margin)
+        difference = statistics.judge(
+            gains[:, None], 100 / images, settings.rules, settings.recipe.seed
+        )
+        verdict = sentences.name_verdict(
+            difference, network, main.NETWORKS[0], settings.rules.margin
+        )
         interval = difference.interval
-        sentences.append(
+        said.append(
             f"Each at its best, on validation images, {verdict}: {interval.value:+.2f} points, "
             f"{interval.low:+.2f} to {interval.high:+.2f} over {len(gains)} seeds."
         )
     machines = {f"{one.device} in {one.precision}" for one in checkpoints.values()}
-    sentences.append(f"Trained on {' and '.join(sorted(machines))}.")
-    print("", main.markdown_table(table), *sentences, sep="\n\n")
-    macros = {"tuningtable": main.latex_table(table)}
-    macros["tuningverdict"] = main.latex_text(" ".join(sentences))
+    said.append(f"Trained on {' and '.join(sorted(machines))}.")
+    print("", tables.in_markdown(table), *said, sep="\n\n")
+    macros = {"tuningtable": tables.in_latex(table)}
+    macros["tuningverdict"] = tables.latex_text(" ".join(said))
     lines = [rf"\newcommand{{\{name}}}{{{content}}}" for name, content in macros.items()]
-    main.write_file(settings.output() / "tuning" / "report_values.tex", "\n".join(lines) + "\n")
+    write_file(settings.output() / "tuning" / "report_values.tex", "\n".join(lines) + "\n")
 
 
 def run(settings: main.Settings) -> None:
     if settings.seeds < 2:
         sys.exit("tuning.py: one seed does not tell a setting from luck: pass --seeds 2 or more")
-    hardware = main.prepare_machine(settings)
+    hardware = prepare_machine(settings.machine, len(main.NETWORKS))
     with main.one_line_errors(settings, hardware):
         data = main.load_data(settings)
         candidates = [candidates_of(network, settings) for network in main.NETWORKS]
