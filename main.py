@@ -162,7 +162,7 @@ class Recipe:
         return image_size // 2 ** len(self.widths)
 
     def with_seed(self, seed: int) -> Recipe:
-        """The same with another seed."""
+        """This recipe with another seed."""
         return dataclasses.replace(self, seed=seed)
 
     def record(self) -> dict[str, object]:
@@ -878,7 +878,7 @@ def agree_on_precision(
 
 
 def delete_weights(jobs: Sequence[TrainingJob]) -> None:
-    """Of finished and of unfinished trainings."""
+    """Delete the weights of finished and of unfinished trainings."""
     for job in jobs:
         job.path.unlink(missing_ok=True)
         job.resume_path.unlink(missing_ok=True)
@@ -949,7 +949,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             look_at_pictures(settings, hardware)
         return
     packages.import_all()
-    watch = console.Stopwatch()
+    rules = settings.rules
+    seed = settings.recipe.seed
+    watch = console.Stopwatch(silent=hardware.ranks.rank > 0)
     with one_line_errors(settings, hardware), hold_output(settings, hardware):
         announce(settings, hardware)
         with watch.phase("data"):
@@ -959,61 +961,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
             jobs = training_jobs(settings)
             hardware = agree_on_precision(jobs, settings, hardware, len(data.classes))
             trained = train_all(jobs, data, hardware)
-        if hardware.ranks.rank != 0:
+        if hardware.ranks.rank > 0:
             return  # rank 0 goes on
 
         with watch.phase("evaluation"):
             by_network = evaluate_all(trained, data, hardware)
             comparisons = statistics.compare_with_first(
-                by_network,
-                data.test.labels.numpy(),
-                len(data.classes),
-                settings.rules,
-                settings.recipe.seed,
+                by_network, data.test.labels.numpy(), len(data.classes), rules, seed
             )
 
         with watch.phase("explanation"):
             explained = gradcam.explain(by_network, data, settings.gradcam_images)
 
         with watch.phase("failures"):
-            dossier = failures.study(
-                by_network, data, settings.failures, settings.rules, settings.recipe.seed
-            )
+            dossier = failures.study(by_network, data, settings.failures, rules, seed)
 
-        outcome = None
         chosen = choose_images(settings, data)
-        with watch.phase("stress"):
-            if settings.stress_tests.share() > 0:
+        outcome = None
+        if settings.stress_tests.share() > 0:
+            with watch.phase("stress"):
                 outcome = stress.run(
-                    by_network,
-                    data,
-                    chosen,
-                    settings.stress_tests,
-                    settings.rules,
-                    settings.recipe.seed,
-                    hardware,
+                    by_network, data, chosen, settings.stress_tests, rules, seed, hardware
                 )
 
-        write_results(
-            Results(
-                setup=describe_setup(settings),
-                hardware=hardware,
-                dataset=data.title,
-                classes=data.classes,
-                images=count_images(data, chosen, settings.recipe.seed),
-                networks=network_results(by_network, data, settings.rules, settings.familiar_share),
-                comparisons=tuple(comparisons),
-                explained=explained,
-                failures=dossier,
-                stress=outcome,
-                seconds=watch.seconds,
-            ),
-            ResultFiles(settings.output()),
+        results = Results(
+            setup=describe_setup(settings),
+            hardware=hardware,
+            dataset=data.title,
+            classes=data.classes,
+            images=count_images(data, chosen, seed),
+            networks=network_results(by_network, data, rules, settings.familiar_share),
+            comparisons=tuple(comparisons),
+            explained=explained,
+            failures=dossier,
+            stress=outcome,
+            seconds=watch.seconds,
         )
+        write_results(results, ResultFiles(settings.output()))
 
 
 def announce(settings: Settings, hardware: Hardware) -> None:
-    """Where it runs, and what several seeds can show."""
+    """Say where it runs, and what several seeds can show."""
     folder = settings.output()
     print(f"Running on {hardware.description}, {hardware.precision}; results go to {folder}/")
     if settings.seeds > 1 and hardware.ranks.rank == 0:
@@ -1118,7 +1106,6 @@ def load_for_pictures(
 
 # The command line, and how a run ends
 
-
 # Where files lie, and what is asked beside a run: these change no number.
 PLACES = ("data_dir", "output_dir", "mirror", "predict")
 
@@ -1219,3 +1206,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:  # before the run has anything to keep
         sys.exit("main.py: interrupted")
+    except ImportError as error:  # of what is imported where it is used
+        packages.end_unless_ours(error)

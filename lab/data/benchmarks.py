@@ -60,8 +60,8 @@ def read_official(path: Path, count: int) -> np.ndarray:
     array = read_array(path)
     shape = (5 * count, IMAGE_SIZE, IMAGE_SIZE, 3)
     if array.shape != shape or array.dtype != np.uint8:
-        found = f"{array.dtype} {list(array.shape)}, not uint8 {list(shape)}"
-        raise UserError(f"{path} holds {found}: {CURE_OFFICIAL}")
+        kind = f"{array.dtype} {list(array.shape)}, not uint8 {list(shape)}"
+        raise UserError(f"{path} holds {kind}: {CURE_OFFICIAL}")
     return array.reshape(5, count, *shape[1:])
 
 
@@ -73,11 +73,11 @@ def refuse_other_labels(path: Path, labels: Tensor) -> None:
 
 def find_foreign(folder: Path, count: int) -> dict[str, Tensor]:
     """At most `count` images uint8 [N, 32, 32, 3] of each other data set in `folder`, by name."""
-    found = {}
+    pixels = {}
     for name, read in FOREIGN.items():
         with suppress(RuntimeError):  # absent or not whole, as torchvision says it
-            found[name] = torch.from_numpy(read(folder)[:count])
-    return found
+            pixels[name] = torch.from_numpy(read(folder)[:count])
+    return pixels
 
 
 def read_svhn(folder: Path) -> np.ndarray:

@@ -45,17 +45,23 @@ def say(line: str) -> None:
 class Stopwatch:
     """The seconds that each phase of a run takes; says when one begins and when it ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, silent: bool = False) -> None:
+        self.silent = silent
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def phase(self, name: str, work: str = "") -> Iterator[None]:
-        """Time what is done inside, under a name; `work` says in words what that is."""
-        say(f"{name}: {work}" if work else f"{name} begins")
+    def phase(self, name: str) -> Iterator[None]:
+        """Time what is done inside."""
+        self.say(f"{name} begins")
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
-        say(f"{name} took {self.seconds[name]:.1f} s")
+        self.say(f"{name} took {self.seconds[name]:.1f} s")
+
+    def say(self, line: str) -> None:
+        """Print a line, unless silent: of several ranks one speaks."""
+        if not self.silent:
+            say(line)
 
 
 @contextmanager

@@ -200,7 +200,7 @@ def try_out(device: torch.device) -> str:
 
 
 def allow_only_deterministic_algorithms() -> None:
-    """Of PyTorch's algorithms, allow those alone that give the same bits every time."""
+    """Allow only those of PyTorch's algorithms that give the same bits every time."""
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
@@ -256,7 +256,10 @@ def bfloat16_speedup() -> float:
 
 
 def seconds_of_convolution(dtype: torch.dtype) -> float:
-    """Of 64 images of 12x12 pixels, from 64 to 192 channels: forward and both gradients."""
+    """How long a convolution takes, forward and both gradients.
+
+    From 64 to 192 channels, on 64 images of 12x12 pixels.
+    """
     convolution = nn.Conv2d(64, 192, kernel_size=3, padding=1, bias=False, dtype=dtype)
     convolution.to(memory_format=torch.channels_last)
     images = torch.zeros(64, 64, 12, 12, dtype=dtype, requires_grad=True)
@@ -281,14 +284,14 @@ def processor_name() -> str:
     """What the processor calls itself; its architecture where that can't be asked."""
     cpu_information = Path("/proc/cpuinfo")
     if cpu_information.exists():
-        found = re.search(r"^model name\s*:\s*(.+)$", cpu_information.read_text(), re.MULTILINE)
-        if found:
-            return found[1].strip()
+        name = re.search(r"^model name\s*:\s*(.+)$", cpu_information.read_text(), re.MULTILINE)
+        if name:
+            return name[1].strip()
     return platform.processor() or f"{platform.machine()} CPU"
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that numbers depend on.
+    """The versions of Python and of the packages that numbers depend on.
 
     The modules say it, not pip's records: OpenCV comes under several names.
     """

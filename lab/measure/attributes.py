@@ -50,7 +50,7 @@ def image_attributes(images: Images) -> list[Attribute]:
 
 
 def colourfulness(rgb: np.ndarray) -> np.ndarray:
-    """Of images [N, H, W, 3], by spread and strength of opponent colours: float64 [N].
+    """How colourful images [N, H, W, 3] are, by their opponent colours' spread and strength: [N].
 
     Hasler & Süsstrunk (Human Vision and Electronic Imaging 2003), equation for M(3).
     """

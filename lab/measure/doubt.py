@@ -166,7 +166,7 @@ def study(
     seed: int,
     hardware: Hardware,
 ) -> Scores:
-    """All of it, for the network `key`."""
+    """All that is measured of one network's doubt."""
     evaluations = by_network[key]
     first = by_network[first_key(by_network)]
     foreign = {}
@@ -313,7 +313,10 @@ def study_shift(
     rules: statistics.Settings,
     seed: int,
 ) -> ShiftScores:
-    """Of `corrupted` logits [seeds, corruptions, severities, N, classes]."""
+    """Calibration and sets of classes under corruption.
+
+    `corrupted` are logits [seeds, corruptions, severities, N, classes], `labels` int64 [N].
+    """
     by_severity: list[list[ShiftedImages]] = []
     for k in range(len(SEVERITIES)):
         of_seeds = []
@@ -365,7 +368,7 @@ class ShiftedImages:
 def shifted_images(
     logits: Tensor, labels: Tensor, temperature: float, threshold: float, bins: int
 ) -> ShiftedImages:
-    """Of float64 logits [corruptions, N, classes] and labels [N]."""
+    """From float64 logits [corruptions, N, classes] and labels int64 [N]."""
     gaps_as_trained = []
     gaps_scaled = []
     likelihood_as_trained = []

@@ -34,7 +34,7 @@ class Outputs:
 
 @torch.no_grad()
 def outputs_of(model: Model, pixels: Tensor, hardware: Hardware) -> Outputs:
-    """Of images uint8 [N, 32, 32, 3]; also of those under attack, float32 [N, 3, 32, 32]."""
+    """What a model gives for images uint8 [N, 32, 32, 3], or float32 [N, 3, 32, 32] in [0, 1]."""
     model.eval()
     features = []
     logits = []
@@ -53,12 +53,12 @@ def logits_of(model: Model, pixels: Tensor, hardware: Hardware) -> Tensor:
 
 
 def at_labels(values: Tensor, labels: Tensor) -> Tensor:
-    """Of values [N, classes], logits say, those of `labels` int64 [N]: [N]."""
+    """Each row's value at its label: of values [N, classes] and labels int64 [N], [N]."""
     return values.gather(1, labels[:, None])[:, 0]
 
 
 def accuracy_of(model: Model, images: Images, hardware: Hardware) -> float:
-    """In percent."""
+    """Share of the images that are classified correctly, in percent."""
     correct = logits_of(model, images.pixels, hardware).argmax(1) == images.labels
     return 100 * float(correct.double().mean())
 

@@ -131,7 +131,7 @@ def score_maps(
 
 
 def mean_probability(model: Model, pixels: Tensor, classes: Tensor, hardware: Hardware) -> float:
-    """Of `classes` int64 [N] on images [N, 32, 32, 3]."""
+    """The mean probability of `classes` int64 [N] on images [N, 32, 32, 3]."""
     probabilities = logits_of(model, pixels, hardware).softmax(1)
     return float(at_labels(probabilities, classes).mean())
 

@@ -159,7 +159,7 @@ class TrainedModel:
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """Of all bits of the weights."""
+    """SHA-256 of all bits of the weights, and of their names."""
     digest = hashlib.sha256()
     for name, tensor in weights.items():
         digest.update(name.encode())

@@ -194,15 +194,16 @@ class TTest:
     degrees: int
 
     def interval(self, coverage: float) -> Interval:
+        """Around the mean, so wide that it covers the true one so often."""
         half = self.standard_error * float(scipy.stats.t.ppf((1 + coverage) / 2, self.degrees))
         return Interval(self.mean, self.mean - half, self.mean + half)
 
     def p(self) -> float:
-        """Of the null hypothesis that the mean is zero: two-sided."""
+        """p of the null hypothesis that the mean is zero: two-sided."""
         return 2 * float(scipy.stats.t.sf(abs(self.mean) / self.standard_error, self.degrees))
 
     def margin_p(self, margin: float) -> float:
-        """Of the null hypothesis that it is `margin` or more away from zero.
+        """p of the null hypothesis that the mean is `margin` or more away from zero.
 
         One-sided, on the likelier side.
         """
@@ -230,25 +231,27 @@ class Bootstrap:
     drawn: np.ndarray  # float64 [resamples]
 
     def interval(self, coverage: float) -> Interval:
+        """The middle of the drawn means, so much of them."""
         low, high = np.quantile(self.drawn, [(1 - coverage) / 2, (1 + coverage) / 2])
         return Interval(self.mean, float(low), float(high))
 
     def p(self) -> float:
-        """Of the null hypothesis that the mean is zero: two-sided."""
+        """p of the null hypothesis that the mean is zero: two-sided."""
         return min(1.0, 2 * min(self.share_above(0.0), self.share_below(0.0)))
 
     def margin_p(self, margin: float) -> float:
-        """Of the null hypothesis that it is `margin` or more away from zero.
+        """p of the null hypothesis that the mean is `margin` or more away from zero.
 
         One-sided, on the likelier side.
         """
         return max(self.share_above(margin), self.share_below(-margin))
 
     def share_above(self, limit: float) -> float:
-        """Of what was drawn; never zero, since a rarer one might have been missed."""
+        """The share of the drawn means; never zero, since a rarer one might have been missed."""
         return float(((self.drawn >= limit).sum() + 1) / (len(self.drawn) + 1))
 
     def share_below(self, limit: float) -> float:
+        """See `share_above`."""
         return float(((self.drawn <= limit).sum() + 1) / (len(self.drawn) + 1))
 
 
@@ -375,7 +378,7 @@ def count_gained_and_lost(gains: np.ndarray) -> tuple[int, int]:
 
 
 def mcnemar_p(gained: int, lost: int) -> float:
-    """Of the null hypothesis that an image is gained as often as lost: McNemar's test, exact."""
+    """p of the null hypothesis that images are gained as often as lost: McNemar's test, exact."""
     from statsmodels.stats.contingency_tables import mcnemar
 
     if gained + lost == 0:
@@ -445,9 +448,9 @@ def count_deciding_seeds(deviation: float, settings: Settings) -> int | None:
     effect = settings.margin / deviation
 
     def decide_it(seeds: int) -> bool:
-        found = power_of_t_test(effect, seeds, settings.level / 2)
-        shown = 2 * power_of_t_test(effect, seeds, settings.level) - 1
-        return min(found, shown) >= settings.power
+        power_to_find = power_of_t_test(effect, seeds, settings.level / 2)
+        power_to_exclude = 2 * power_of_t_test(effect, seeds, settings.level) - 1
+        return min(power_to_find, power_to_exclude) >= settings.power
 
     candidates = range(2, MOST_SEEDS + 1)
     fewest = bisect.bisect_left(candidates, True, key=decide_it)

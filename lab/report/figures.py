@@ -151,7 +151,7 @@ def plot_intervals(
 
 
 def plot_reliability(stress: Outcome) -> Figure:
-    """Of the first seed, since points of others lie elsewhere. Calibrated is the diagonal.
+    """Accuracy by confidence; a calibrated network lies on the diagonal. Of the first seed alone.
 
     With Wilson's intervals, which are wide where a bin holds few images.
     """

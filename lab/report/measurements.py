@@ -159,7 +159,7 @@ def measure_doubt(scores: doubt.Scores) -> Measured:
 
 
 def measure_heatmaps(scores: heatmaps.Scores) -> Measured:
-    """Of curves the area below, as Petsiuk et al. have it."""
+    """A curve is measured by the area below it, as by Petsiuk et al."""
     from sklearn.metrics import auc
 
     for key, label, maps in (

@@ -98,7 +98,7 @@ class Results:
 
 
 def count_images(data: Dataset, chosen: Chosen, seed: int) -> ImageCounts:
-    """Of a run whose first seed this is."""
+    """How many images a run used whose first seed this is."""
     split = data.splits[seed]
     return ImageCounts(
         train=len(split.training),

@@ -23,7 +23,7 @@ from lab.report.results import Results
 
 
 def say_verdicts(results: Results) -> list[str]:
-    """Of each network but the first."""
+    """The verdict on each network but the first."""
     verdicts = []
     for comparison in results.comparisons:
         verdicts.append(say_verdict(comparison, results.classes, results.setup.rules))
@@ -222,7 +222,7 @@ class SaidOfFailures:
 
 
 def say_failures(results: Results) -> SaidOfFailures:
-    """All of it."""
+    """The dossier in words."""
     failures = results.failures
     rules = results.setup.rules
     networks = [of_network.network for of_network in results.networks]
