@@ -4,6 +4,10 @@ import os
 import shutil
 import subprocess
 
+# Before anything imports torch: of several test processes, each has one core.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from filelock import FileLock
 from helpers import STRESS, TRAINED, tiny
