@@ -1,4 +1,4 @@
-"""TODO test_docs.py"""
+"""The README: its commands and code run as written, and each of its numbers is a run's."""
 
 import os
 import re
@@ -7,13 +7,14 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, look_up, run_record, tiny
+from helpers import ROOT, STRESS, look_up, run_record, tiny
 
 import main
 from lab.data import shapes
-from lab.machine import options
+from lab.machine.options import settings_by_flag
 
 SMALL = "--dataset shapes --shapes-train 300 --shapes-test 100 --epochs 2 --batch-size 64"
+SMALL += f" --widths 16 16 32 --data-dir nothing_here {' '.join(STRESS)}"
 
 
 def commands():
@@ -47,7 +48,7 @@ def test_the_readmes_commands_run_in_a_fresh_clone(tmp_path):
 def test_the_readme_names_every_option():
     text = (ROOT / "README.md").read_text()
     named = set(re.findall(r"--([a-z][a-z-]+)", text))
-    options = {name.replace("_", "-") for name in options.settings_by_flag(main.Settings())}
+    options = {name.replace("_", "-") for name in settings_by_flag(main.Settings())}
     assert named - options <= {"help", "nproc-per-node", "nnodes", "index-url"}
     assert {
         "seeds",
@@ -61,15 +62,17 @@ def test_the_readme_names_every_option():
     } <= named
 
 
-def test_the_readmes_python_runs(tiny_run, capsys):
+def test_the_readmes_python_runs(made_tiny_run):
     code, _ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(code.replace("import main\n\n", "").splitlines()) == 5
-    code = code.replace("parse_settings([])", f"parse_settings({tiny(tiny_run)})")
-    names = {"main": main, "pixels": shapes.draw(7, 0).pixels}
-    exec(code, names)
+    _, after_imports = code.split("\n\n")
+    assert len(after_imports.splitlines()) == 5
+    of_this_run = tiny(made_tiny_run, "--precision", "fp32")
+    names = {"pixels": shapes.draw(7, 0).pixels}
+    exec(code.replace("parse_settings([])", f"parse_settings({of_this_run})"), names)
     assert names["logits"].shape == (7, 10) and names["network"].network.key == "se_attention"
 
 
+@pytest.mark.slow
 def test_the_readmes_cells_run_in_a_shell(tmp_path):
     """Those for Colab, with this repository as the address, and without installing anything."""
     (cells,) = re.findall(r"```\n(!git.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

@@ -1,6 +1,12 @@
-"""TODO test_faults.py"""
+"""What happens to real runs: kills, dead ranks, full disks, damaged files.
+
+`python -m pytest -n 0 -m "slow or long" -s tests/test_faults.py` runs most of it and prints how
+many faults of each kind were tried.
+"""
 
 import collections
+import contextlib
+import dataclasses
 import os
 import random
 import shutil
@@ -17,11 +23,8 @@ from helpers import MAIN, fingerprint, refused, tiny, wait_until
 
 import main
 from lab.data import cifar10
-from lab.machine import files
-from lab.measure import evaluation
-
-pytestmark = pytest.mark.slow
-
+from lab.machine import device, files
+from lab.report import figures
 
 TRIED = collections.Counter()
 
@@ -30,6 +33,21 @@ TRIED = collections.Counter()
 def counts():
     yield
     print("\nfaults tried: " + ", ".join(f"{count} {kind}" for kind, count in TRIED.items()))
+
+
+@contextlib.contextmanager
+def in_a_hurry():
+    """Runs in this process neither measure which arithmetic pays nor draw, which take seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "bfloat16_speedup", lambda: 1.0)
+        patch.setattr(figures, "save", lambda *_: None)
+        yield patch
+
+
+@pytest.fixture(autouse=True)
+def hurried():  # of each test, so that what others share is made as ever
+    with in_a_hurry():
+        yield
 
 
 BATCHES = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch", "batches.meta"]
@@ -70,6 +88,7 @@ def killed_and_resumed(output, uninterrupted, moments, number=signal.SIGKILL):
     assert not list(output.rglob("*resume*")) and not list(output.rglob(".*.tmp"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(joblib.cpu_count() < 2, reason="needs two cores")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_both_trainings(tmp_path, number):
@@ -90,6 +109,7 @@ def test_ctrl_c_ends_both_trainings(tmp_path, number):
     assert process.returncode == 1 and "interrupted; what finished is kept" in line
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits(uninterrupted, tmp_path):
     _, seconds = uninterrupted
     killed_and_resumed(tmp_path, uninterrupted, [0.5 * seconds, 0.6 * seconds])
@@ -105,31 +125,30 @@ def test_25_kills_at_random_moments(uninterrupted, tmp_path):
         assert runs <= 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_soon_and_says_how_to_go_on(tmp_path, number):
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # shells have it ignored in what they start with &
+    # Shells have it ignored in what they start with &.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = start(tmp_path, "--epochs", "2000")
     wait_until(lambda: list(tmp_path.rglob("*resume.pth")), process)
     process.send_signal(number)
     since = time.monotonic()
     _, errors = process.communicate(timeout=60)
     assert time.monotonic() - since < 10 and process.returncode != 0
-    assert (
-        "interrupted" in errors and "same command goes on" in errors and "Traceback" not in errors
-    )
+    assert "interrupted" in errors and "same command goes on" in errors
+    assert "Traceback" not in errors
     TRIED["kills"] += 1
 
 
+@pytest.mark.slow
 def test_a_second_run_on_the_same_folder_stops_at_once(tmp_path):
     first = start(tmp_path, "--epochs", "2000")
     wait_until(lambda: list(tmp_path.rglob("*resume.pth")), first)
     second = start(tmp_path, "--epochs", "2000")
     _, errors = second.communicate(timeout=60)
-    assert (
-        second.returncode != 0 and f"process {first.pid} " in errors and "Traceback" not in errors
-    )
+    assert second.returncode != 0 and f"process {first.pid} " in errors
+    assert "Traceback" not in errors
     assert first.poll() is None
     first.kill()
     first.communicate()
@@ -150,13 +169,10 @@ def finished_files(output):
     return [path.name for path in (output / "models").glob("*.pth") if "resume" not in path.name]
 
 
+@pytest.mark.slow
 def test_ranks_share_the_trainings_and_give_the_bits_of_one_process(tmp_path):
-    many = (
-        "--seeds",
-        "2",
-        "--epochs",
-        "50",
-    )  # long enough that no rank finishes before another has started
+    # Long enough that no rank finishes before another has started.
+    many = ("--seeds", "2", "--epochs", "50")
     shared = torchrun(tmp_path / "shared", *many)
     out, errors = shared.communicate(timeout=300)
     assert shared.returncode == 0, errors
@@ -171,6 +187,7 @@ def test_ranks_share_the_trainings_and_give_the_bits_of_one_process(tmp_path):
     assert fingerprint(tmp_path / "shared") == fingerprint(tmp_path / "alone")
 
 
+@pytest.mark.slow
 def test_a_dead_rank_ends_the_run_and_the_rerun_trains_what_was_missing(tmp_path):
     many = ("--seeds", "2", "--epochs", "40")
     run = torchrun(tmp_path, *many)
@@ -207,9 +224,10 @@ main.main(sys.argv[1:])
 """
 
 
-def test_ranks_that_train_again_share_the_work(tiny_run, tmp_path):
+@pytest.mark.slow
+def test_ranks_that_train_again_share_the_work(made_tiny_run, tmp_path):
     """Though rank 0 deletes the old weights when the other rank has long been there."""
-    shutil.copytree(tiny_run / "models", tmp_path / "run" / "models")
+    shutil.copytree(made_tiny_run / "models", tmp_path / "run" / "models")
     (tmp_path / "late.py").write_text(LATE)
     again = torchrun(tmp_path / "run", "--retrain", "--epochs", "40", program=tmp_path / "late.py")
     out, errors = again.communicate(timeout=300)
@@ -217,8 +235,9 @@ def test_ranks_that_train_again_share_the_work(tiny_run, tmp_path):
     assert "rank 0: " in out and "rank 1: " in out
 
 
-def test_each_refused_start_of_ranks_says_why(tmp_path, tiny_run):
-    shutil.copytree(tiny_run / "models", tmp_path / "models")
+@pytest.mark.slow
+def test_each_refused_start_of_ranks_says_why(made_tiny_run, tmp_path):
+    shutil.copytree(made_tiny_run / "models", tmp_path / "models")
     for _ in range(2):
         run = torchrun(tmp_path, "--epochs", "3")
         out, errors = run.communicate(timeout=120)
@@ -229,9 +248,13 @@ def test_each_refused_start_of_ranks_says_why(tmp_path, tiny_run):
 
 
 COLD = """
-import hashlib, pickle, sys
-import main
-from main import CIFAR10
+import dataclasses, hashlib, io, pickle, sys, tarfile
+from pathlib import Path
+
+import numpy as np
+from torchvision.datasets import CIFAR10
+
+from lab.data import cifar10, download
 
 folder = Path(sys.argv[1])
 batches = {}
@@ -251,14 +274,16 @@ if sys.argv[3] == "make":
             member.size = len(content)
             file.addfile(member, io.BytesIO(content))
 else:
-    CIFAR10.tgz_md5 = hashlib.md5(archive.read_bytes()).hexdigest()
+    md5 = hashlib.md5(archive.read_bytes()).hexdigest()
+    cifar10.ARCHIVE = dataclasses.replace(cifar10.ARCHIVE, md5=md5)
     print("ready", flush=True)
     input()
-    train, test = cifar10.load(main.Settings(data_dir=folder))
+    train, test = cifar10.load(folder, download.Settings())
     assert len(train) == 100 and len(test) == 20
 """
 
 
+@pytest.mark.slow
 def test_processes_that_unpack_together_do_not_disturb_each_other(tmp_path):
     """Each comes to a folder that holds the archive alone, as torchrun's first run does."""
 
@@ -340,31 +365,39 @@ def damaged(content, other, rng):
     return bytes(changed), kind
 
 
+HALF = ("--epochs", "4", "--resamples", "100")
+
+
 @pytest.fixture(scope="module")
 def half_done(tmp_path_factory):
     """A folder with one network finished and the other half-way."""
     output = tmp_path_factory.mktemp("half")
-    process = start(output, "--epochs", "4")
-    process.communicate()
-    whole = fingerprint(output)
-    (output / "models" / "baseline_model.pth").rename(output / "models" / "kept")
-    patch = pytest.MonkeyPatch()
-    real = evaluation.logits_of
     calls = []
-    patch.setattr(
-        evaluation,
-        "logits_of",
-        lambda *a: calls.append(0) or (sys.exit(9) if len(calls) > 2 else real(*a)),
-    )
-    with pytest.raises(SystemExit):
-        main.main(tiny(output, "--epochs", "4"))
-    patch.undo()
-    (output / "models" / "kept").unlink()
+    real = main.logits_of
+
+    def exit_late(*arguments):
+        calls.append(arguments)
+        return real(*arguments) if len(calls) < 3 else sys.exit(9)
+
+    with in_a_hurry() as patch:
+        main.main(tiny(output, *HALF))
+        whole = fingerprint(output)
+        (output / "models" / "baseline_model.pth").unlink()
+        patch.setattr(main, "logits_of", exit_late)  # of the images that validate, in each epoch
+        with pytest.raises(SystemExit):
+            main.main(tiny(output, *HALF))
     assert sorted(path.name for path in (output / "models").glob("[!.]*")) == [
         "baseline_model_resume.pth",
         "se_attention_model.pth",
     ]
     return output, whole
+
+
+@pytest.fixture
+def drawn_once(half_done, monkeypatch):
+    """The half-done run's images, which need not be drawn for each of its copies."""
+    data = main.load_data(main.parse_settings(tiny(half_done[0], *HALF)))
+    monkeypatch.setattr(main, "load_data", lambda settings: data)
 
 
 def corrupt(half_done, tmp_path, capsys, count):
@@ -381,7 +414,7 @@ def corrupt(half_done, tmp_path, capsys, count):
         unchanged = content == path.read_bytes()
         path.write_bytes(content)
         try:
-            main.main(tiny(copy, "--epochs", "4"))
+            main.main(tiny(copy, *HALF))
             assert unchanged and fingerprint(copy) == whole, (name, kind)
         except SystemExit as ended:
             assert name in str(ended) and "\n" not in str(ended), (name, kind)
@@ -390,18 +423,21 @@ def corrupt(half_done, tmp_path, capsys, count):
     capsys.readouterr()
 
 
+@pytest.mark.usefixtures("drawn_once")
 def test_damaged_weights_are_refused(half_done, tmp_path, capsys):
     corrupt(half_done, tmp_path, capsys, 12)
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("drawn_once")
 def test_150_damaged_weights_and_resume_files(half_done, tmp_path, capsys):
     corrupt(half_done, tmp_path, capsys, 150)
 
 
 @pytest.mark.long
 def test_50_damaged_data_batches(cifar10_dir, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cifar10, "ARCHIVE", ("http://127.0.0.1:1/",))
+    nowhere = dataclasses.replace(cifar10.ARCHIVE, mirrors=("http://127.0.0.1:1/",))
+    monkeypatch.setattr(cifar10, "ARCHIVE", nowhere)
     source = Path(cifar10_dir) / "cifar-10-batches-py"
     rng = random.Random(1)
     names = sorted(
@@ -432,17 +468,17 @@ def test_a_half_done_training_and_a_finished_one_are_not_taken_for_each_other(
     shutil.copytree(half_done[0], tmp_path / "a")
     models = tmp_path / "a" / "models"
     (models / "baseline_model_resume.pth").rename(models / "baseline_model.pth")
-    message = refused(capsys, *tiny(tmp_path / "a", "--epochs", "4"))
+    message = refused(capsys, *tiny(tmp_path / "a", *HALF))
     assert "baseline_model.pth holds a training half done" in message
     (models / "baseline_model.pth").unlink()
     (models / "se_attention_model.pth").rename(models / "se_attention_model_resume.pth")
-    message = refused(capsys, *tiny(tmp_path / "a", "--epochs", "4"))
+    message = refused(capsys, *tiny(tmp_path / "a", *HALF))
     assert "se_attention_model_resume.pth holds a finished training" in message
     TRIED["foreign weights"] += 2
 
 
-def test_weights_that_are_not_finite_are_refused(tiny_run, tmp_path, capsys):
-    shutil.copytree(tiny_run / "models", tmp_path / "models")
+def test_weights_that_are_not_finite_are_refused(made_tiny_run, tmp_path, capsys):
+    shutil.copytree(made_tiny_run / "models", tmp_path / "models")
     path = tmp_path / "models" / "se_attention_model.pth"
     content = files.read_tensors(path)
     content["state_dict"]["classifier.bias"][3] = float("nan")

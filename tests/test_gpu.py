@@ -1,11 +1,10 @@
-"""TODO test_gpu.py"""
+"""What needs a CUDA device: recorded steps, the same bits again, networks beside the CPU's."""
 
 import pytest
 import torch
 from helpers import fingerprint, tiny
 
 import main
-from lab.machine import recorder
 from lab.machine.recorder import Recorder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -23,16 +22,16 @@ def run(output, precision, *more):
 def test_recorded_steps_give_the_bits_of_single_ones(tmp_path, monkeypatch, precision):
     recorded = run(tmp_path / "recorded", precision)
     assert recorded == run(tmp_path / "again", precision)
-    monkeypatch.setattr(recorder, "Recorder", lambda learn: learn)
+    monkeypatch.setattr(main, "Recorder", lambda step: step)
     assert recorded == run(tmp_path / "single", precision)
 
 
 def test_steps_are_recorded_once_for_each_shape(tmp_path, monkeypatch):
     shapes, real = [], Recorder.record
 
-    def note(recorder, pixels, labels):
+    def note(self, pixels, labels):
         shapes.append(tuple(pixels.shape))
-        return real(recorder, pixels, labels)
+        return real(self, pixels, labels)
 
     monkeypatch.setattr(Recorder, "record", note)
     run(tmp_path, "bf16")
@@ -43,10 +42,10 @@ def test_a_resumed_training_gives_the_same_bits(tmp_path, monkeypatch):
     whole = run(tmp_path / "whole", "bf16")
     real = main.train_epoch
 
-    def fail_late(training, learn, epoch, hardware):
+    def fail_late(training, step, epoch, hardware):
         if epoch == 3:
             raise KeyboardInterrupt
-        return real(training, learn, epoch, hardware)
+        return real(training, step, epoch, hardware)
 
     monkeypatch.setattr(main, "train_epoch", fail_late)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
@@ -60,7 +59,7 @@ def test_the_gpu_learns_what_the_cpu_learns(tmp_path):
         settings = main.parse_settings(
             tiny(tmp_path / device, "--device", device, "--precision", "fp32")
         )
-        hardware = device.prepare_machine(settings)
+        hardware = main.prepare_machine(settings.machine, len(main.NETWORKS))
         data = main.load_data(settings)
         trained = main.train_all(main.training_jobs(settings), data, hardware)
         return [one.checkpoint.history[0].train_loss for one in trained]

@@ -1,4 +1,4 @@
-"""TODO test_networks.py"""
+"""The networks: what they share, what attention adds, their stem, and convolutions abreast."""
 
 import numpy as np
 import pytest
@@ -7,13 +7,14 @@ import torch.nn.functional as F
 from helpers import BASELINE, KEYS, SE, small_network, small_recipe
 
 import main
-from lab.data import images, shapes
-from lab.machine import device
+from lab.data import shapes
+from lab.data.images import to_input
+from lab.machine import abreast
 
 
 def test_images_are_not_joined_where_that_does_not_pay(monkeypatch):
-    monkeypatch.setattr(device, "has_amx", lambda: False)
-    monkeypatch.setattr(main.Convolution, "forward_side_by_side", None)  # calling it would fail
+    monkeypatch.setattr(main, "has_amx", lambda: False)
+    monkeypatch.setattr(abreast, "convolve", None)  # calling it would fail
     with torch.autocast("cpu", torch.bfloat16):
         assert main.Convolution(8, 16)(torch.randn(4, 8, 4, 4)).shape == (4, 16, 4, 4)
 
@@ -76,8 +77,8 @@ def test_the_stem_whitens_patches():
     pixels = shapes.draw(300, 0).pixels
     recipe = small_recipe(stem=4, whitening_epsilon=0.0)
     model = main.build_network(BASELINE, recipe, classes=10)
-    model.measure_input(pixels, recipe)
-    x = model.normalise(images.to_input(pixels))
+    model.measure_input(pixels)
+    x = model.normalise(to_input(pixels))
     assert x.mean((0, 2, 3)).abs().max() < 1e-4 and (x.std((0, 2, 3)) - 1).abs().max() < 1e-3
     answers = (
         F.conv2d(x, model.stem.weight, stride=3)[:, :, :10, :10].permute(1, 0, 2, 3).flatten(1)
@@ -100,7 +101,7 @@ def test_convolutions_start_as_copies():
 )
 def test_images_side_by_side_change_neither_answers_nor_gradients(monkeypatch, count, width, n):
     """`n` images abreast; 0 stands for the usual convolution. As on a processor with AMX."""
-    monkeypatch.setattr(device, "has_amx", lambda: True)
+    monkeypatch.setattr(main, "has_amx", lambda: True)
     layer = main.Convolution(8, 16)
     torch.nn.init.normal_(layer.weight)
     x = torch.randn(count, 8, width, width).to(memory_format=torch.channels_last).requires_grad_()

@@ -1,5 +1,6 @@
-"""TODO test_runs.py"""
+"""Whole runs of main.py: what they leave, that they repeat, and when they refuse."""
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -8,16 +9,32 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from helpers import STRESS, comparison, fingerprint, tiny, weights
+from helpers import KEYS, ROOT, STRESS, comparison, fingerprint, tiny, weights
 
 import main
 from lab.data import shapes
 from lab.machine import device, files
+from lab.measure import models
+from lab.report import figures
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Whether bfloat16 pays is not measured, nor garbage collected for each of Holm's tests:
+    both take seconds."""
+    monkeypatch.setattr(device, "bfloat16_speedup", lambda: 1.0)
+    monkeypatch.setattr("gc.collect", lambda: 0)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """A run draws no figures, which takes most of its time."""
+    monkeypatch.setattr(figures, "save", lambda *_: None)
 
 
 def promised_files(output):
     """Every file of the README's table, its patterns filled in."""
-    text = (Path(main.__file__).parent / "README.md").read_text()
+    text = (ROOT / "README.md").read_text()
     table = text[text.index("| file in `output/`") : text.index("Each figure in `plots/`")]
     found = comparison(output)
     explained = found["explained_images"]
@@ -40,21 +57,21 @@ def assert_promised_files(output):
     assert len(explained) == 10 and len({name.split("_")[0] for name in explained}) == 5
     expected = set(promised_files(output))
     expected |= {name.replace(".png", ".pdf") for name in expected if name.startswith("plots/")}
-    files = [path for path in output.rglob("[!.]*") if path.is_file()]
-    assert {str(path.relative_to(output)) for path in files} == expected
+    there = [path for path in output.rglob("[!.]*") if path.is_file()]
+    assert {str(path.relative_to(output)) for path in there} == expected
     for name in expected:
         if name.endswith(".png"):
             picture = cv2.imread(str(output / name))
             assert picture is not None and picture.shape[0] >= 256 and picture.std() > 5, name
 
 
-def test_a_run_leaves_what_the_readme_promises(tiny_run):
-    assert_promised_files(tiny_run)
-    accuracy = json.loads((tiny_run / "results" / "baseline_classwise_accuracy.json").read_text())
-    assert list(accuracy) == list(shapes.SHAPES) and all(
-        0 <= value <= 100 for value in accuracy.values()
-    )
-    for network in comparison(tiny_run)["networks"].values():
+def test_a_run_leaves_what_the_readme_promises(made_tiny_run):
+    assert_promised_files(made_tiny_run)
+    by_class = made_tiny_run / "results" / "baseline_classwise_accuracy.json"
+    accuracy = json.loads(by_class.read_text())
+    assert list(accuracy) == list(shapes.SHAPES)
+    assert all(0 <= value <= 100 for value in accuracy.values())
+    for network in comparison(made_tiny_run)["networks"].values():
         (run,) = network["runs"]
         assert run["seed"] == 42 and sum(map(sum, run["confusion"])) == 100
         assert len(run["history"]) == 2
@@ -63,19 +80,27 @@ def test_a_run_leaves_what_the_readme_promises(tiny_run):
         assert network["accuracy"]["overall"]["value"] == pytest.approx(mean)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_two_runs_give_the_same_bits(tmp_path, precision):
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+def test_two_runs_give_the_same_bits(tmp_path, undrawn, precision):
     for name in ("a", "b"):
         main.main(tiny(tmp_path / name, "--precision", precision))
     assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
 
 
-def test_another_seed_gives_other_weights(tiny_run, tmp_path):
+def test_another_seed_gives_other_weights(made_tiny_run, tmp_path, undrawn):
     main.main(tiny(tmp_path, "--seed", "43"))
-    key = "stages.0.0.weight"
-    assert not torch.equal(weights(tiny_run, "baseline")[key], weights(tmp_path, "baseline")[key])
+    before, found = weights(made_tiny_run, "baseline"), weights(tmp_path, "baseline")
+    assert not torch.equal(before["stages.0.0.weight"], found["stages.0.0.weight"])
 
 
+def test_a_rerun_trains_nothing(tiny_run, undrawn, monkeypatch):
+    before, _ = fingerprint(tiny_run)
+    monkeypatch.setattr(main, "train_network", None)  # calling it would fail
+    main.main(tiny(tiny_run))
+    assert fingerprint(tiny_run)[0] == before
+
+
+@pytest.mark.slow
 def test_a_rerun_trains_nothing_and_redraws(tiny_run, monkeypatch):
     before = fingerprint(tiny_run)
     curves = tiny_run / "plots" / "baseline_curves.png"
@@ -90,10 +115,9 @@ def test_a_rerun_trains_nothing_and_redraws(tiny_run, monkeypatch):
     assert_promised_files(tiny_run)
 
 
-def test_image_counts_are_those_of_the_split(tmp_path):
-    main.main(
-        tiny(tmp_path, "--shapes-train", "305", "--epochs", "1")
-    )  # a tenth of 305 is no whole number
+def test_image_counts_are_those_of_the_split(tmp_path, undrawn):
+    # A tenth of 305 is no whole number
+    main.main(tiny(tmp_path, "--shapes-train", "305", "--epochs", "1"))
     settings = main.parse_settings(tiny(tmp_path, "--shapes-train", "305"))
     split = main.load_data(settings).splits[42]
     found = {
@@ -106,18 +130,19 @@ def test_image_counts_are_those_of_the_split(tmp_path):
     assert comparison(tmp_path)["images"] == found
 
 
-def test_retrain_trains_again(tiny_run, monkeypatch):
+def test_retrain_trains_again(tiny_run, undrawn, monkeypatch):
     trained = []
     real = main.train_network
-    monkeypatch.setattr(
-        main, "train_network", lambda job, *more: trained.append(job.network) or real(job, *more)
-    )
-    before = weights(tiny_run, "baseline")
-    main.main(tiny(tiny_run, "--retrain", *STRESS))
-    assert trained == main.NETWORKS
-    assert all(
-        torch.equal(value, before[key]) for key, value in weights(tiny_run, "baseline").items()
-    )
+
+    def note(job, *more):
+        trained.append(job.network.key)
+        real(job, *more)
+
+    monkeypatch.setattr(main, "train_network", note)
+    before, found = fingerprint(tiny_run)
+    main.main(tiny(tiny_run, "--retrain", "--precision", found["precision"]))
+    assert sorted(trained) == sorted(KEYS)
+    assert fingerprint(tiny_run)[0] == before
 
 
 @pytest.mark.parametrize(
@@ -139,33 +164,45 @@ def test_weights_of_other_settings_are_refused(tiny_run, change):
     assert (tiny_run / "models" / "baseline_model.pth").read_bytes() == before
 
 
-def test_an_asked_precision_is_not_answered_with_anothers_weights(tmp_path):
-    main.main(tiny(tmp_path, "--precision", "fp32"))
-    with pytest.raises(SystemExit, match="precision fp32"):
-        main.main(tiny(tmp_path, "--precision", "bf16"))
+OTHER = {"fp32": "bf16", "bf16": "fp32"}
 
 
-@pytest.mark.parametrize("speedup", [0.5, 2.0])
-def test_weights_keep_the_precision_that_they_were_trained_in(tmp_path, monkeypatch, speedup):
+def test_an_asked_precision_is_not_answered_with_anothers_weights(tiny_run):
+    own = comparison(tiny_run)["precision"]
+    with pytest.raises(SystemExit, match=rf"precision {own} \(now {OTHER[own]}\)"):
+        main.main(tiny(tiny_run, "--precision", OTHER[own]))
+
+
+@pytest.mark.parametrize(
+    ("precision", "speedup"),
+    [
+        ("fp32", 2.0),
+        pytest.param("bf16", 0.5, marks=pytest.mark.slow),
+        pytest.param("bf16", 2.0, marks=pytest.mark.slow),
+    ],
+)
+def test_weights_keep_the_precision_that_they_were_trained_in(
+    tmp_path, undrawn, monkeypatch, precision, speedup
+):
     """Whatever is measured this time: what is left of it is trained, and all is tried, in that."""
-    main.main(tiny(tmp_path, "--precision", "bf16"))
+    main.main(tiny(tmp_path, "--precision", precision))
     before = fingerprint(tmp_path)
     monkeypatch.setattr(device, "bfloat16_speedup", lambda: speedup)
     main.main(tiny(tmp_path))
     found = comparison(tmp_path)
-    assert found["precision"] == "bf16"
+    assert found["precision"] == precision
     (tmp_path / "models" / "se_attention_model.pth").unlink()
     main.main(tiny(tmp_path))
     assert fingerprint(tmp_path)[0] == before[0]
 
 
-def test_networks_of_different_arithmetic_are_not_compared(tmp_path):
-    for precision in ("fp32", "bf16"):
-        main.main(tiny(tmp_path / precision, "--precision", precision))
-    mixed = tmp_path / "bf16" / "models" / "baseline_model.pth"
-    mixed.write_bytes((tmp_path / "fp32" / "models" / "baseline_model.pth").read_bytes())
+def test_networks_of_different_arithmetic_are_not_compared(tiny_run):
+    mixed = tiny_run / "models" / "baseline_model.pth"
+    trained = models.load_checkpoint(mixed)
+    other = dataclasses.replace(trained, precision=OTHER[trained.precision])
+    models.save_checkpoint(mixed, other)
     with pytest.raises(SystemExit, match="different arithmetic"):
-        main.main(tiny(tmp_path / "bf16"))
+        main.main(tiny(tiny_run))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", None])
@@ -213,14 +250,15 @@ def test_malicious_weights_execute_nothing(tmp_path, sealed):
     assert not (tmp_path / "pwned").exists()
 
 
-def test_swapped_weights_are_refused(tiny_run, tmp_path):
+def test_swapped_weights_are_refused(made_tiny_run, tmp_path):
     (tmp_path / "models").mkdir()
-    content = (tiny_run / "models" / "se_attention_model.pth").read_bytes()
+    content = (made_tiny_run / "models" / "se_attention_model.pth").read_bytes()
     (tmp_path / "models" / "baseline_model.pth").write_bytes(content)
     with pytest.raises(SystemExit, match=r"network se_attention \(now baseline\)"):
         main.main(tiny(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_run_on_real_cifar10(cifar10_dir, tmp_path):
     small = ["--data-dir", cifar10_dir, "--output-dir", str(tmp_path), "--epochs", "1", *STRESS]
     main.main([*small, "--stem", "4", "--widths", "16", "32", "32"])

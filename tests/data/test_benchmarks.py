@@ -1,17 +1,17 @@
-"""TODO data/test_benchmarks.py"""
+"""Other people's images: CIFAR-10-C's arrays, and data sets that a network should not know."""
 
-import PIL.Image
-import dataclasses
-import main
 import numpy as np
+import PIL.Image
 import pytest
 import scipy.stats
 import torch
 from helpers import STRESS, comparison
+
+import main
 from lab.data import benchmarks, shapes
 from lab.data.images import Dataset
 from lab.machine.options import UserError
-from lab.measure import corruptions, stress
+from lab.measure import corruptions, doubt, stress
 
 
 @pytest.fixture
@@ -33,8 +33,12 @@ def official(tmp_path):
 LABELS = torch.arange(20) % 10
 
 
+def find_official(folder):
+    return benchmarks.find_official(folder, LABELS, corruptions.EXTRA)
+
+
 def test_official_arrays_are_found_and_named(official, tmp_path, capsys):
-    found = benchmarks.find_official(tmp_path, LABELS)
+    found = find_official(tmp_path)
     assert list(found) == ["fog", "glass_blur"]
     assert found["fog"].shape == (5, 20, 32, 32, 3) and found["fog"][2, 3, 0, 0, 0] == 43
     assert "2 arrays of CIFAR-10-C" in capsys.readouterr().out
@@ -61,12 +65,12 @@ def test_wrong_arrays_are_refused_before_training(official, tmp_path, name):
     else:
         np.save(official / name, WRONG[name], allow_pickle=True)
     with pytest.raises(UserError, match=f"{name} .*delete it, or fetch CIFAR-10-C again"):
-        benchmarks.find_official(tmp_path, LABELS)
+        find_official(tmp_path)
 
 
 def test_a_folder_without_arrays_is_mentioned(tmp_path, capsys):
     (tmp_path / "CIFAR-10-C").mkdir()
-    assert benchmarks.find_official(tmp_path, LABELS) == {}
+    assert find_official(tmp_path) == {}
     assert "holds no arrays" in capsys.readouterr().out
 
 
@@ -75,17 +79,18 @@ def test_extra_corruptions_alone_are_not_taken(official, tmp_path, capsys):
     for name in ("fog", "glass_blur"):
         (official / f"{name}.npy").rename(official / f"{name}.not")
     (official / "fog.not").rename(official / "spatter.npy")
-    assert benchmarks.find_official(tmp_path, LABELS) == {}
+    assert find_official(tmp_path) == {}
     assert "its extra ones alone: corruptions are made here" in capsys.readouterr().out
     (official / "glass_blur.not").rename(official / "glass_blur.npy")
-    assert set(benchmarks.find_official(tmp_path, LABELS)) == {"spatter", "glass_blur"}
+    assert set(find_official(tmp_path)) == {"spatter", "glass_blur"}
 
 
+@pytest.mark.slow
 def test_official_arrays_end_up_in_the_results(cifar10_dir, tmp_path, monkeypatch):
     arrays = {"fog": np.zeros((5, 10_000, 32, 32, 3), np.uint8)}
-    monkeypatch.setattr(benchmarks, "find_official", lambda folder, labels: arrays)
+    monkeypatch.setattr(benchmarks, "find_official", lambda folder, labels, extra: arrays)
     small = ["--data-dir", cifar10_dir, "--output-dir", str(tmp_path), "--epochs", "1", *STRESS]
-    main.main([*small, "--stem", "4", "--widths", "8", "8", "8"])
+    main.main([*small, "--stem", "4", "--widths", "8", "8", "8", "--precision", "fp32"])
     found = comparison(tmp_path)["corruptions"]
     assert (found["count"], found["extra_count"], found["names"]) == (1, 0, ["fog"])
     assert found["source"] == "the published arrays"
@@ -98,17 +103,21 @@ def test_foreign_images_are_read_where_they_lie(tmp_path, monkeypatch):
             raise RuntimeError("Dataset not found or corrupted")
         return np.full((30, 32, 32, 3), 7, np.uint8)
 
+    def find(how_much):
+        doubts = doubt.Settings(foreign_images=20)
+        stress_tests = stress.Settings(how_much, doubt=doubts)
+        recipe = main.Recipe(dataset="shapes", shapes_train=200)
+        settings = main.Settings(tmp_path, recipe=recipe, stress_tests=stress_tests, shapes_test=20)
+        return main.load_data(settings).foreign
+
     monkeypatch.setattr(benchmarks, "FOREIGN", {"SVHN": read})
-    recipe = main.Recipe(dataset="shapes")
-    stress_tests = stress.Settings(foreign_images=20)
-    settings = main.Settings(data_dir=tmp_path, recipe=recipe, stress_tests=stress_tests)
-    assert list(benchmarks.find_foreign(settings)) == ["noise"]
+    assert list(find("full")) == ["noise"] and benchmarks.find_foreign(tmp_path, 20) == {}
     (tmp_path / "there").touch()
-    found = benchmarks.find_foreign(settings)
+    found = find("full")
     assert list(found) == ["noise", "SVHN"]
     assert all(pixels.shape == (20, 32, 32, 3) for pixels in found.values())
-    off = dataclasses.replace(settings, stress_tests=stress.Settings(stress="off"))
-    assert benchmarks.find_foreign(off) == {}
+    assert torch.equal(benchmarks.find_foreign(tmp_path, 20)["SVHN"], found["SVHN"])
+    assert find("off") == {}
 
 
 def test_textures_svhn_and_cifar100_are_read_as_torchvision_leaves_them(tmp_path, monkeypatch):

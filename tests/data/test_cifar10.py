@@ -1,13 +1,22 @@
-"""TODO data/test_cifar10.py"""
+"""CIFAR-10: where it is found, that it is whole and right, and how it is unpacked."""
 
-import main
-import pytest
+import dataclasses
 import subprocess
+from pathlib import Path
+
+import pytest
 import torch
 from helpers import refused, tiny
-from lab.data import cifar10
-from lab.machine import files
-from pathlib import Path
+
+import main
+from lab.data import cifar10, download
+from lab.measure import stress
+
+FP32 = ("--precision", "fp32")  # else it is measured, which takes seconds
+
+
+def load(folder):
+    return cifar10.load(folder, download.Settings())
 
 
 @pytest.fixture
@@ -19,10 +28,10 @@ def test_the_folder_of_batches_itself_may_be_named(batches, tmp_path, monkeypatc
     monkeypatch.setattr(cifar10, "fetch", None)  # calling it would fail
     (tmp_path / "my_copy").symlink_to(batches)
     for folder in (batches, tmp_path / "my_copy"):
-        train, test = cifar10.load(main.Settings(data_dir=folder))
+        train, test = load(folder)
         assert len(train) == 50_000 and len(test) == 10_000
     monkeypatch.chdir(batches)
-    assert len(cifar10.load(main.Settings(data_dir=Path()))[0]) == 50_000
+    assert len(load(Path())[0]) == 50_000
 
 
 def test_batches_below_serve_where_those_in_the_folder_are_not_whole(
@@ -32,7 +41,7 @@ def test_batches_below_serve_where_those_in_the_folder_are_not_whole(
     monkeypatch.setattr(cifar10, "fetch", None)  # calling it would fail
     (tmp_path / "data_batch_1").symlink_to(batches / "data_batch_1")
     (tmp_path / "cifar-10-batches-py").symlink_to(batches)
-    train, test = cifar10.load(main.Settings(data_dir=tmp_path))
+    train, test = load(tmp_path)
     assert len(train) == 50_000 and len(test) == 10_000
 
 
@@ -41,7 +50,7 @@ def test_the_archive_itself_may_be_named(batches, tmp_path, monkeypatch):
     (tmp_path / batches.name).symlink_to(batches)
     archive = tmp_path / "cifar-10-python.tar.gz"
     archive.write_bytes(b"")
-    assert len(cifar10.load(main.Settings(data_dir=archive))[0]) == 50_000
+    assert len(load(archive)[0]) == 50_000
 
 
 @pytest.mark.parametrize(
@@ -62,7 +71,7 @@ def test_a_damaged_folder_of_batches_is_mended_in_its_place(tmp_path, monkeypatc
     fetched = []
     monkeypatch.setattr(cifar10, "fetch", lambda folder, _: fetched.append(folder))
     with pytest.raises(RuntimeError):
-        cifar10.load(main.Settings(data_dir=tmp_path / "cifar-10-batches-py"))
+        load(tmp_path / "cifar-10-batches-py")
     assert fetched == [tmp_path]
 
 
@@ -83,9 +92,9 @@ def test_another_process_may_unpack_while_this_one_waits(tmp_path, monkeypatch):
             pass
 
     monkeypatch.setattr(cifar10, "open_parts", open_cifar10)
-    monkeypatch.setattr(files, "hold_lock", Lock)
+    monkeypatch.setattr(cifar10, "hold_lock", Lock)
     monkeypatch.setattr(cifar10, "fetch", None)  # calling it would fail
-    assert cifar10.load(main.Settings(data_dir=tmp_path)) == ("train", "test")
+    assert load(tmp_path) == ("train", "test")
 
 
 def test_a_read_only_folder_with_the_archive_alone_names_the_cure(tmp_path, capsys):
@@ -95,7 +104,8 @@ def test_a_read_only_folder_with_the_archive_alone_names_the_cure(tmp_path, caps
     if subprocess.run(mounted, capture_output=True).returncode:
         pytest.skip("no right to mount a file system")
     try:
-        message = refused(capsys, "--data-dir", str(folder), "--output-dir", str(tmp_path / "out"))
+        arguments = ["--data-dir", str(folder), "--output-dir", str(tmp_path / "out"), *FP32]
+        message = refused(capsys, *arguments)
     finally:
         subprocess.run(["umount", str(folder)], check=True)
     assert f"{folder} has no CIFAR-10 unpacked and can't be written to" in message
@@ -103,21 +113,17 @@ def test_a_read_only_folder_with_the_archive_alone_names_the_cure(tmp_path, caps
 
 
 def test_real_cifar10_is_read_right(cifar10_dir):
-    data = main.load_data(main.Settings(data_dir=Path(cifar10_dir)))
-    assert data.train.pixels.shape == (50000, 32, 32, 3) and data.test.pixels.shape == (
-        10000,
-        32,
-        32,
-        3,
-    )
+    unstressed = stress.Settings(stress="off")  # no other images are drawn beside it
+    data = main.load_data(main.Settings(Path(cifar10_dir), stress_tests=unstressed))
+    assert data.train.pixels.shape == (50000, 32, 32, 3)
+    assert data.test.pixels.shape == (10000, 32, 32, 3)
     assert data.classes[0] == "airplane" and data.classes[9] == "truck"
     assert data.train.labels.bincount().tolist() == [5000] * 10
     split = data.splits[42]
     assert (len(split.training), len(split.validation)) == (45000, 5000)
     mean = data.train.select(split.training).pixels.double().mean((0, 1, 2)) / 255
-    assert torch.allclose(
-        mean, torch.tensor([0.4914, 0.4822, 0.4465], dtype=torch.double), atol=2e-3
-    )
+    expected = torch.tensor([0.4914, 0.4822, 0.4465], dtype=torch.double)
+    assert torch.allclose(mean, expected, atol=2e-3)
 
 
 def test_damaged_cifar10_is_not_unpickled(cifar10_dir, tmp_path, monkeypatch):
@@ -126,12 +132,13 @@ def test_damaged_cifar10_is_not_unpickled(cifar10_dir, tmp_path, monkeypatch):
     for file in source.iterdir():
         target = tmp_path / source.name / file.name
         if file.name == "data_batch_3":
-            target.write_bytes(
-                b"cos\nsystem\n(S'touch " + str(tmp_path / "pwned").encode() + b"'\ntR."
-            )
+            touch = f"cos\nsystem\n(S'touch {tmp_path / 'pwned'}'\ntR."
+            target.write_bytes(touch.encode())
         else:
             target.symlink_to(file)
-    monkeypatch.setattr(cifar10, "ARCHIVE", ("http://127.0.0.1:1/nobody-here",))
+    nowhere = dataclasses.replace(cifar10.ARCHIVE, mirrors=("http://127.0.0.1:1/nobody-here",))
+    monkeypatch.setattr(cifar10, "ARCHIVE", nowhere)
+    arguments = ["--dataset", "cifar10", "--data-dir", str(tmp_path), *FP32]
     with pytest.raises(SystemExit) as ended:
-        main.main(tiny(tmp_path / "out", "--dataset", "cifar10", "--data-dir", str(tmp_path)))
+        main.main(tiny(tmp_path / "out", *arguments))
     assert "could not be downloaded" in str(ended.value) and not (tmp_path / "pwned").exists()

@@ -1,7 +1,8 @@
-"""TODO data/test_shapes.py"""
+"""Drawn shapes: the same from the same seed, with true masks, and what is known of them."""
 
 import pytest
 import torch
+
 from lab.data import shapes
 
 
@@ -19,18 +20,13 @@ def test_what_is_known_of_drawn_shapes_is_true():
 
 
 def test_shapes_are_drawn_from_their_seed_with_true_masks():
-    images, again, other = (
-        shapes.draw(200, 5),
-        shapes.draw(200, 5),
-        shapes.draw(200, 6),
-    )
+    images, again, other = shapes.draw(200, 5), shapes.draw(200, 5), shapes.draw(200, 6)
     assert torch.equal(images.pixels, again.pixels) and not torch.equal(images.pixels, other.pixels)
     assert images.labels.bincount().tolist() == [20] * 10
     area = images.masks.float().mean((1, 2))
     assert area.min() > 0.01 and area.max() < 0.6
-    for pixels, mask in zip(
-        images.pixels.float(), images.masks, strict=True
-    ):  # inside has one colour, outside another
+    # Inside has one colour, outside another.
+    for pixels, mask in zip(images.pixels.float(), images.masks, strict=True):
         inside, outside = pixels[mask].median(0).values, pixels[~mask].median(0).values
         assert (inside - outside).abs().max() > 50
     assert len(set(shapes.SHAPES.values())) == len(shapes.SHAPES) == 10

@@ -1,5 +1,8 @@
-"""TODO machine/test_console.py"""
+"""What a person sees: notebooks, odd consoles, and one line where a run can't go on."""
 
+import io
+import os
+import signal
 import subprocess
 import sys
 
@@ -8,6 +11,10 @@ import torch
 from helpers import MAIN, STRESS, refused, run_main, tiny
 
 import main
+from lab.machine import console
+
+FP32 = ("--precision", "fp32")  # else it is measured, which takes seconds
+BRIEF = (*FP32, "--gradcam-images", "1", "--resamples", "100")
 
 FULL = [
     torch.OutOfMemoryError("CUDA out of memory"),
@@ -25,7 +32,7 @@ def test_full_memory_says_what_to_lower(tmp_path, monkeypatch, capsys, error):
         raise error
 
     monkeypatch.setattr(main, "train_network", fail)
-    assert "--batch-size" in refused(capsys, *tiny(tmp_path))
+    assert "--batch-size" in refused(capsys, *tiny(tmp_path, *FP32))
 
 
 def test_errors_of_the_program_keep_their_traceback(tmp_path, monkeypatch):
@@ -34,23 +41,45 @@ def test_errors_of_the_program_keep_their_traceback(tmp_path, monkeypatch):
 
     monkeypatch.setattr(main, "train_network", fail)
     with pytest.raises(RuntimeError, match="mat1"):
-        main.main(tiny(tmp_path))
+        main.main(tiny(tmp_path, *FP32))
 
 
-def test_a_notebooks_backend_does_not_matter():
-    done = run_main("--help", MPLBACKEND="module://matplotlib_inline.backend_inline")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_in_a_line(tmp_path, monkeypatch, capsys, number):
+    # Shells have SIGINT ignored in what they start with &.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(main, "train_network", lambda *_: signal.raise_signal(number))
+    message = refused(capsys, *tiny(tmp_path, *FP32))
+    assert "interrupted; what finished is kept" in message
+    assert "same command goes on" in message
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [pytest.param("module://matplotlib_inline.backend_inline", marks=pytest.mark.slow), "nonsense"],
+)
+def test_a_notebooks_backend_does_not_matter(backend):
+    """Seaborn asks for it, which a run imports, and --help does not."""
+    script = (
+        "from lab.machine import packages\n"  # the first import of main.py that is no standard one
+        "import seaborn, matplotlib\n"
+        "assert matplotlib.get_backend() == 'agg'\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=MAIN.parent, env={**os.environ, "MPLBACKEND": backend},
+        capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    done = run_main("--help", MPLBACKEND="nonsense")
-    assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_inside_a_notebook(tmp_path):
     """As %run does it: stdout is no file, and the program is not the process's own."""
     script = (
         "import io, runpy, sys\n"
         "class Cell(io.StringIO):\n    pass\n"
         "sys.stdout, sys.stderr = Cell(), Cell()\n"
-        f"sys.argv = {['main.py', *tiny(tmp_path)]}\n"
+        f"sys.argv = {['main.py', *tiny(tmp_path, *BRIEF)]}\n"
         f"runpy.run_path({str(MAIN)!r}, run_name='__main__')\n"
         "assert 'Everything is in' in sys.stdout.getvalue()\n"
     )
@@ -59,9 +88,23 @@ def test_a_run_inside_a_notebook(tmp_path):
     assert (tmp_path / "results" / "summary.md").exists()
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "cp1252:strict"])
+def test_a_notebooks_cell_is_no_file(monkeypatch):
+    cell = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", cell)
+    monkeypatch.setattr(sys, "stderr", cell)
+    with pytest.raises(SystemExit) as ended:
+        main.main(["--help"])
+    assert ended.value.code == 0 and "--batch-size" in cell.getvalue()
+    assert not console.on_terminal()
+
+
+ENCODINGS = ["cp1252", "ascii", "cp1252:strict"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_console_of_another_encoding(tmp_path, encoding):
-    done = run_main(*tiny(tmp_path / "日本"), PYTHONIOENCODING=encoding)
+    done = run_main(*tiny(tmp_path / "日本", *BRIEF), PYTHONIOENCODING=encoding)
     assert done.returncode == 0, done.stderr
     assert "\\u65e5\\u672c" in done.stdout
     assert (tmp_path / "日本" / "results" / "summary.md").exists()
@@ -70,7 +113,32 @@ def test_a_console_of_another_encoding(tmp_path, encoding):
         assert done.returncode in (0, 2) and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_what_a_console_cannot_show_is_shown_by_its_number(monkeypatch, encoding):
+    name, _, errors = encoding.partition(":")
+    shown = {"stdout": io.BytesIO(), "stderr": io.BytesIO()}
+    for stream, content in shown.items():
+        file = io.TextIOWrapper(content, encoding=name, errors=errors or "strict")
+        monkeypatch.setattr(sys, stream, file)
+    with pytest.raises(SystemExit) as ended:
+        main.main(["--help"])
+    assert ended.value.code == 0
+    with pytest.raises(SystemExit) as ended:
+        main.main(["--data-dir", "~nobody日本"])
+    assert ended.value.code == 2
+    sys.stdout.flush()
+    sys.stderr.flush()
+    assert b"--batch-size" in shown["stdout"].getvalue()
+    assert rb"~nobody\u65e5\u672c" in shown["stderr"].getvalue()
+
+
+def test_closed_streams_keep_it_from_no_start():
+    closed = f"{sys.executable} {MAIN} --help >&- 2>&-"
+    assert subprocess.run(closed, shell=True).returncode == 0
+
+
+@pytest.mark.slow
 def test_closed_streams_do_not_matter(tmp_path):
-    closed = f"{sys.executable} {MAIN} {' '.join(tiny(tmp_path, *STRESS))} >&- 2>&-"
+    closed = f"{sys.executable} {MAIN} {' '.join(tiny(tmp_path, *STRESS, *BRIEF))} >&- 2>&-"
     assert subprocess.run(closed, shell=True).returncode == 0
     assert (tmp_path / "results" / "summary.md").exists()

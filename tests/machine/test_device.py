@@ -1,4 +1,4 @@
-"""TODO machine/test_device.py"""
+"""Which device, arithmetic and threads: old cards, containers, clusters, torchrun's ranks."""
 
 import os
 import subprocess
@@ -9,11 +9,11 @@ import cv2
 import joblib
 import pytest
 import torch
-from helpers import MAIN, run_main, tiny
+from helpers import MAIN, refused, tiny
 
 import main
 from lab.machine import device
-from lab.machine.device import Ranks
+from lab.machine.device import MachineSettings, Ranks, prepare_machine
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -58,7 +58,7 @@ def test_a_card_that_works_is_used(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr(device, "try_out", lambda device: "")
+    monkeypatch.setattr(device, "try_out", lambda _: "")
     assert device.choose_device("auto", 3) == torch.device("cuda", 1) == chosen[0]
 
 
@@ -84,8 +84,9 @@ def test_threads_asked_for_are_not_exceeded(monkeypatch):
 def test_what_a_container_has_set_for_cuda_does_not_matter():
     """NVIDIA's set TF32 for float32, and others a workspace that is not deterministic."""
     script = (
-        "import main, os, torch\n"
-        "device.prepare_machine(main.Settings(device='cpu'))\n"
+        "from lab.machine import device\n"
+        "import os, torch\n"
+        "device.prepare_machine(device.MachineSettings('cpu', 'fp32'), networks=2)\n"
         "assert os.environ['CUBLAS_WORKSPACE_CONFIG'] == ':4096:8'\n"
         "assert torch.get_float32_matmul_precision() == 'highest'\n"
         "assert not torch.backends.cuda.matmul.allow_tf32\n"
@@ -99,11 +100,11 @@ def test_what_a_container_has_set_for_cuda_does_not_matter():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("ranks", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "two"}])
-def test_ranks_without_torchrun_end_in_a_line(tmp_path, ranks):
-    done = run_main(*tiny(tmp_path), **ranks)
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("main.py")]
-    assert done.returncode == 1 and "torchrun" in line and "Traceback" not in done.stderr
+@pytest.mark.parametrize("ranks", ["2", "two"])
+def test_ranks_without_torchrun_end_in_a_line(tmp_path, monkeypatch, capsys, ranks):
+    monkeypatch.setenv("WORLD_SIZE", ranks)
+    line = refused(capsys, *tiny(tmp_path))
+    assert line.startswith("main.py: ") and "torchrun" in line
 
 
 def test_versions_do_not_depend_on_a_packages_name(monkeypatch):
@@ -132,14 +133,18 @@ def test_precision_is_chosen_by_measuring(monkeypatch, seconds, expected):
         return first + (seconds if dtype == torch.bfloat16 else 1)
 
     monkeypatch.setattr(device, "seconds_of_convolution", measured)
-    assert device.prepare_machine(main.Settings(device="cpu")).precision == expected
+    assert prepare_machine(MachineSettings(device="cpu"), 2).precision == expected
     for asked in ("fp32", "bf16"):
-        settings = main.Settings(device="cpu", precision=asked)
-        assert device.prepare_machine(settings).precision == asked
+        settings = MachineSettings(device="cpu", precision=asked)
+        assert prepare_machine(settings, 2).precision == asked
 
 
 def test_a_processor_of_any_kind_is_measured():
     assert all(device.seconds_of_convolution(t) > 0 for t in (torch.float32, torch.bfloat16))
+
+
+@pytest.mark.slow
+def test_a_processor_is_measured_soon():
     start = time.perf_counter()
     assert 0.01 < device.bfloat16_speedup() < 100
     assert time.perf_counter() - start < 20

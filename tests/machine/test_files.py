@@ -1,4 +1,4 @@
-"""TODO machine/test_files.py"""
+"""Files whole or not at all, locks, and the list of results: odd file systems, killed runs."""
 
 import errno
 import fcntl
@@ -14,8 +14,22 @@ import pytest
 from helpers import STRESS, refused, tiny
 
 import main
-from lab.machine import files
-from lab.report import writer
+from lab.machine import device, files
+from lab.machine.files import ResultFiles
+from lab.machine.options import UserError
+from lab.report import figures, writer
+
+
+@pytest.fixture(autouse=True)
+def unmeasured(monkeypatch):
+    """The choice of an arithmetic by measuring takes seconds."""
+    monkeypatch.setattr(device, "bfloat16_speedup", lambda: 1.0)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """A run without its figures, which take most of a small one's time."""
+    monkeypatch.setattr(figures, "save", lambda *_: None)
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
@@ -30,6 +44,14 @@ def test_a_file_system_without_locks_is_named_at_once(tmp_path, monkeypatch, cap
     assert "in use" not in message
     arguments = ["--data-dir", str(tmp_path), "--output-dir", str(tmp_path)]
     assert "has no locks" in refused(capsys, *arguments)
+
+
+def test_a_folder_in_use_is_named_with_who_uses_it(tmp_path, capsys):
+    with files.hold_folder(tmp_path):
+        message = refused(capsys, *tiny(tmp_path))
+    assert f"{tmp_path} is in use by process {os.getpid()} on " in message
+    with files.hold_folder(tmp_path):
+        assert (tmp_path / ".held_by").exists()
 
 
 def test_a_file_that_is_open_elsewhere_is_replaced_when_it_is_closed(tmp_path, monkeypatch):
@@ -58,7 +80,7 @@ def test_a_file_that_stays_open_elsewhere_ends_in_a_line(tmp_path, monkeypatch, 
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_only_what_is_ones_own_is_cleaned(tmp_path):
+def test_only_what_is_ones_own_is_cleaned(tmp_path, undrawn):
     """Another live run may be writing in a folder below, and even a live process in this one."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
@@ -78,30 +100,63 @@ def test_only_what_is_ones_own_is_cleaned(tmp_path):
         assert not path.exists()
 
 
-def test_a_file_that_cannot_be_written_keeps_no_other_from_it(tiny_run, tmp_path, capsys):
-    shutil.copytree(tiny_run / "models", tmp_path / "models")
+def test_a_file_that_cannot_be_written_is_named_when_the_others_are_there(tmp_path):
+    (tmp_path / "plots" / "a.png").mkdir(parents=True)
+    made = ResultFiles(tmp_path)
+    for name in ("results/b.md", "plots/a.png", "results/c.json"):
+        made.write(name, name)
+    with pytest.raises(UserError, match=r"plots/a\.png \(Is a directory\)") as raised:
+        made.finish()
+    for name in ("results/b.md", "results/c.json"):
+        assert (tmp_path / name).read_text() == name and name not in str(raised.value)
+    listed = json.loads((tmp_path / "results" / "files.json").read_text())
+    assert listed == ["plots/a.png", "results/b.md", "results/c.json"]
+
+
+@pytest.mark.slow
+def test_a_file_that_cannot_be_written_keeps_no_other_from_it(made_tiny_run, tmp_path, capsys):
+    shutil.copytree(made_tiny_run / "models", tmp_path / "models")
     blocked = ["plots/accuracy_comparison.pdf", "results/summary.md", "gradcam/baseline/disc_1.png"]
     blocked += ["results/files.json"]
     for name in blocked:
         (tmp_path / name).mkdir(parents=True)
     message = refused(capsys, *tiny(tmp_path, *STRESS))
     assert "Is a directory" in message and "mend that and run again" in message
-    expected = {*json.loads((tiny_run / "results" / "files.json").read_text()), blocked[-1]}
+    expected = {*json.loads((made_tiny_run / "results" / "files.json").read_text()), blocked[-1]}
     assert expected > set(blocked)
     for name in expected:
         assert (name in message) == (name in blocked)
         assert (tmp_path / name).is_file() == (name not in blocked)
 
 
-def test_what_a_run_did_not_make_does_not_stay(tiny_run, tmp_path):
+def test_what_was_not_made_again_does_not_stay(tmp_path):
+    """Whether the run that made it ended or was killed; what someone put there is left alone."""
+    for has_ended in (True, False):
+        before = ResultFiles(tmp_path)
+        for name in ("plots/again.png", "plots/once.png", "gradcam/baseline/once.png"):
+            before.write(name, "old")
+        if has_ended:
+            before.finish()
+        (tmp_path / "plots" / "mine.png").write_text("mine")
+        after = ResultFiles(tmp_path)
+        after.write("plots/again.png", "new")
+        after.finish()
+        there = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
+        assert there == {"plots/again.png", "plots/mine.png", "results/files.json"}
+        assert (tmp_path / "plots" / "mine.png").read_text() == "mine"
+        listed = json.loads((tmp_path / "results" / "files.json").read_text())
+        assert listed == ["plots/again.png"]
+
+
+@pytest.mark.slow
+def test_what_a_run_did_not_make_does_not_stay(made_tiny_run, tiny_run):
     """Another seed without stress tests, fewer pictures; what someone put there is left alone."""
-    output = tmp_path / "run"
-    shutil.copytree(tiny_run, output)
+    output = tiny_run
     (output / "plots" / "mine_curves.png").write_text("mine")
     main.main(tiny(output, "--retrain", "--seed", "7", "--gradcam-images", "1"))
     for name in ("results/robustness.json", "plots/robustness.png", "plots/attacks.pdf",
                  "plots/gradcam_disc_2.png", "gradcam/baseline/disc_2.png"):  # fmt: skip
-        assert (tiny_run / name).exists() and not (output / name).exists()
+        assert (made_tiny_run / name).exists() and not (output / name).exists()
     assert (output / "plots" / "mine_curves.png").read_text() == "mine"
     assert (output / "plots" / "gradcam_disc_1.png").exists()
     listed = json.loads((output / "results" / "files.json").read_text())
@@ -111,6 +166,7 @@ def test_what_a_run_did_not_make_does_not_stay(tiny_run, tmp_path):
     assert there == {*listed, *models, "results/files.json", "plots/mine_curves.png"}
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_made_does_not_stay_either(tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
@@ -127,17 +183,33 @@ def test_what_a_killed_run_made_does_not_stay_either(tmp_path, monkeypatch):
 PRECIOUS = '["../precious", "plots/../../precious", "{outside}", "models/baseline_model.pth"]'
 
 
-@pytest.mark.parametrize("content", ["", "{", "7", PRECIOUS])
-def test_a_damaged_list_of_files_deletes_nothing_elsewhere(tmp_path, content):
-    outside = tmp_path / "precious"
-    outside.write_text("mine")
+@pytest.fixture(params=["", "{", "7", PRECIOUS])
+def damaged(request, tmp_path):
+    """A folder of results with a damaged list, beside a file that it may name."""
+    (tmp_path / "precious").write_text("mine")
     output = tmp_path / "run"
     (output / "results").mkdir(parents=True)
-    content = content.replace("{outside}", str(outside))
+    content = request.param.replace("{outside}", str(tmp_path / "precious"))
     (output / "results" / "files.json").write_text(content)
-    main.main(tiny(output))
-    assert outside.read_text() == "mine"
-    assert (output / "models" / "baseline_model.pth").exists()
+    return output
+
+
+def test_a_damaged_list_of_files_deletes_nothing_elsewhere(damaged):
+    files.write_file(damaged / "models" / "baseline_model.pth", "weights")
+    made = ResultFiles(damaged)
+    made.write("results/summary.md", "found")
+    made.finish()
+    assert (damaged.parent / "precious").read_text() == "mine"
+    assert (damaged / "models" / "baseline_model.pth").exists()
+    listed = json.loads((damaged / "results" / "files.json").read_text())
+    assert listed == ["results/summary.md"]
+
+
+@pytest.mark.slow
+def test_a_run_over_a_damaged_list_of_files_deletes_nothing_elsewhere(damaged, undrawn):
+    main.main(tiny(damaged))
+    assert (damaged.parent / "precious").read_text() == "mine"
+    assert (damaged / "models" / "baseline_model.pth").exists()
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):

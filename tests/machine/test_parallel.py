@@ -1,4 +1,4 @@
-"""TODO machine/test_parallel.py"""
+"""Several things at once: their order, the cores they share, and their end when one fails."""
 
 import threading
 import time
@@ -42,7 +42,7 @@ def test_work_ends_when_other_work_fails(two_at_once, order, error):
             raise error
         try:
             for _ in range(300):
-                two_at_once.go_on()
+                two_at_once.raise_if_cancelled()
                 time.sleep(0.1)
         except CancelledError:
             ended.append(True)

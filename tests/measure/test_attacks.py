@@ -1,21 +1,19 @@
-"""TODO measure/test_attacks.py"""
+"""Attacks: within their bounds, no weaker than a library's, and of any function to logits."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
-from art.attacks.evasion import AutoProjectedGradientDescent, SquareAttack
-from art.estimators.classification import PyTorchClassifier
 from helpers import KEYS
 
-import main
-from lab.data import images
+from lab.data import shapes
+from lab.data.images import Images, to_input
 from lab.machine.device import Hardware
-from lab.measure import attacks, stress
+from lab.measure import attacks, statistics
 from lab.measure.attacks import Attacked
 
-QUICK = stress.Settings(attack_steps=10)
+QUICK = attacks.Settings(epsilons=(2, 8), attack_targets=2, attack_steps=10)
 
 
 def attack(networks, key, images, settings=QUICK, precision="fp32"):
@@ -30,7 +28,7 @@ def test_attacks_stay_in_the_ball_and_in_the_image(trained, epsilon):
     pixels = data.test.pixels[:60].clone()
     ends = pixels[:20].where(pixels[:20] > 128, 0).where(pixels[:20] < 128, 255)
     pixels[:20] = ends  # at the range's ends
-    x = images.to_input(pixels)
+    x = to_input(pixels)
     labels = data.test.labels[:60]
     model = networks["baseline"].model.eval()
     pushed = attacks.push(model, x, labels, (labels + 1) % 10, epsilon, 20, hardware)
@@ -41,21 +39,25 @@ def test_attacks_stay_in_the_ball_and_in_the_image(trained, epsilon):
     assert fooled.any() and not (model(x).argmax(1) != labels).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", KEYS)
 def test_attacks_leave_no_more_than_autoattacks_parts_do(trained, network):
     """APGD on cross-entropy and on the ratio of logits, and Square, as ART has them: of 60 images
     at most one more is left than all of these together leave. On CIFAR-10, with more steps and
     images, benchmarks/attacks.py asks the same."""
+    from art.attacks.evasion import AutoProjectedGradientDescent, SquareAttack
+    from art.estimators.classification import PyTorchClassifier
+
     _, _, data, networks = trained
     images = data.test.select(torch.arange(60))
     model = networks[network].model.eval()
     theirs = PyTorchClassifier(
         model, torch.nn.CrossEntropyLoss(), (3, 32, 32), 10, clip_values=(0, 1), device_type="cpu"
     )
-    x = images.to_input(images.pixels).numpy()
+    x = to_input(images.pixels).numpy()
     labels = images.labels.numpy()
     epsilons = (0.5, 2)
-    found = attack(networks, network, images, stress.Settings(epsilons=epsilons))
+    found = attack(networks, network, images, attacks.Settings(epsilons=epsilons))
     for k, epsilon in enumerate(epsilons):
         step = 2 * epsilon / 255
         common = {"eps": epsilon / 255, "verbose": False}
@@ -74,7 +76,7 @@ def test_attacks_leave_no_more_than_autoattacks_parts_do(trained, network):
             adversarial = made.generate(x, labels)
             assert np.abs(adversarial - x).max() <= epsilon / 255 + 1e-6
             left &= theirs.predict(adversarial).argmax(1) == labels
-        assert found.withstood[k].sum() <= left.sum() + 1, (epsilon, left.sum())
+        assert found.robust[k].sum() <= left.sum() + 1, (epsilon, left.sum())
         assert epsilon > 1 or left.sum() > 3  # there is something to find
 
 
@@ -87,6 +89,14 @@ def test_attacks_hurt_more_the_farther_they_may_go(stressed):
         assert not scores.is_masked()
         median = scores.median_epsilon
         assert 0.25 < median.interval.low < median.by_seed[0] < median.interval.high < 8
+
+
+@pytest.fixture(scope="module")
+def attacked(trained):
+    """The first of the test images, and the attack on the Baseline there."""
+    _, _, data, networks = trained
+    images = data.test.select(torch.arange(30))
+    return images, attack(networks, "baseline", images)
 
 
 class Scaled(torch.nn.Module):
@@ -102,25 +112,24 @@ class Scaled(torch.nn.Module):
 
 
 @pytest.mark.parametrize("factor", [1 / 64, 16])  # powers of two: exact
-def test_a_temperature_changes_nothing_under_attack(trained, factor):
-    _, _, data, networks = trained
-    images = data.test.select(torch.arange(60))
-    before = attack(networks, "baseline", images)
+def test_a_temperature_changes_nothing_under_attack(trained, attacked, factor):
+    *_, networks = trained
+    images, before = attacked
     model = Scaled(networks["baseline"].model, factor)
     scaled = {**networks, "baseline": dataclasses.replace(networks["baseline"], model=model)}
     after = attack(scaled, "baseline", images)
-    assert 0 < before.withstood.mean() < before.clean.mean()
-    assert np.array_equal(before.withstood, after.withstood)
+    assert 0 < before.robust.mean() < before.clean.mean()
+    assert np.array_equal(before.robust, after.robust)
     key = "se_attention"
-    assert np.array_equal(before.withstood_by_others[key], after.withstood_by_others[key])
+    assert np.array_equal(before.correct_by_others[key], after.correct_by_others[key])
 
 
-def test_attacks_compute_in_float32(trained):
+def test_attacks_compute_in_float32(trained, attacked):
     """Whatever arithmetic the networks were trained in."""
-    _, _, data, networks = trained
-    images = data.test.select(torch.arange(60))
-    fp32, bf16 = (attack(networks, "baseline", images, QUICK, p) for p in ("fp32", "bf16"))
-    assert np.array_equal(fp32.withstood, bf16.withstood)
+    *_, networks = trained
+    images, fp32 = attacked
+    bf16 = attack(networks, "baseline", images, QUICK, "bf16")
+    assert np.array_equal(fp32.robust, bf16.robust)
 
 
 class Coarse(torch.nn.Module):
@@ -136,11 +145,12 @@ class Coarse(torch.nn.Module):
 
 def test_masked_gradients_are_found_by_what_fools_other_networks(trained):
     _, _, data, networks = trained
-    images = data.test.select(torch.arange(100))
+    images = data.test.select(torch.arange(40))
     coarse = dataclasses.replace(networks["baseline"], model=Coarse(networks["baseline"].model))
     tried = {"baseline": coarse, "se_attention": networks["baseline"]}
-    found = {key: [attack(tried, key, images)] for key in tried}
-    scores = attacks.score(found, main.Settings())
+    settings = dataclasses.replace(QUICK, attack_targets=1)
+    found = {key: [attack(tried, key, images, settings)] for key in tried}
+    scores = attacks.score(found, QUICK.epsilons, statistics.Settings(), 42)
     assert scores["baseline"].robust.mean() > scores["baseline"].clean.mean() - 1
     assert scores["baseline"].is_masked() and not scores["se_attention"].is_masked()
 
@@ -165,7 +175,6 @@ def test_distances_are_those_of_a_linear_network():
 
 def test_scores_of_attacks_are_those_of_their_images():
     """Two seeds, three epsilons, four images, counted by hand."""
-    settings = main.Settings(seeds=2, stress_tests=stress.Settings(epsilons=(4, 1, 2)))
     clean = np.array([True, True, True, False])
     one = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]], bool)
     two = np.array([[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]], bool)
@@ -174,7 +183,7 @@ def test_scores_of_attacks_are_those_of_their_images():
     for key, other in (KEYS, reversed(KEYS)):
         found[key] = [Attacked(clean, of_seed, {other: seen}) for of_seed in (one, two)]
     found["se_attention"][0] = Attacked(clean, two, {"baseline": one})
-    scores = attacks.score(found, settings)
+    scores = attacks.score(found, (1, 2, 4), statistics.Settings(), 42)
     assert scores["baseline"].epsilons == (1, 2, 4)
     assert scores["baseline"].clean.tolist() == [75, 75]
     assert scores["baseline"].robust.tolist() == [[50, 25, 0], [75, 50, 25]]
@@ -183,3 +192,54 @@ def test_scores_of_attacks_are_those_of_their_images():
     assert [interval.value for interval in scores["se_attention"].change] == [12.5, 12.5, 12.5]
     # Of three images two withstand 1 and one 2: half of them 1.5.
     assert scores["baseline"].median_epsilon.by_seed.tolist() == pytest.approx([1.5, 3])
+
+
+# Of any function to logits
+
+
+def attack_and_show_twin(model, images, settings):
+    """The attack on a module, and what the same module under another name answers to it."""
+    hardware = Hardware(torch.device("cpu"), "fp32", "", eval_batch=16)
+    ticks = []
+    networks = {"any": model, "twin": model}
+    found = attacks.attack("any", networks, images, settings, hardware, ticks.append)
+    assert sum(ticks) == len(images) * len(settings.epsilons) * settings.attack_targets
+    assert list(found.correct_by_others) == ["twin"]
+    return found, found.correct_by_others["twin"]
+
+
+def test_the_attack_on_a_linear_module_finds_its_true_limits():
+    """Of a plain module, and of images so grey that no change leaves their range, it is known which
+    changes suffice: those of the distance to the nearest class."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
+    pixels = torch.randint(100, 156, (40, 32, 32, 3), dtype=torch.uint8)
+    x = to_input(pixels)
+    labels = model(x).argmax(1)
+    labels[0] = (labels[0] + 1) % 10  # which it gets wrong as it is
+    nearest = 255 * attacks.class_distances(model, x, labels).amin(1)
+    epsilons = nearest[1:].quantile(torch.tensor([0.8, 0.2, 0.45])).tolist()  # between two images'
+    assert max(epsilons) < 100
+    settings = attacks.Settings(epsilons=tuple(epsilons), attack_targets=2, attack_steps=10)
+    found, by_twin = attack_and_show_twin(model, Images(pixels, labels), settings)
+    assert found.clean.tolist() == [False] + [True] * 39
+    for k, epsilon in enumerate(sorted(epsilons)):
+        assert np.array_equal(found.robust[k], found.clean & (nearest > epsilon).numpy())
+    assert np.array_equal(by_twin[-1], found.robust[-1])
+
+
+def test_any_module_can_be_attacked():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 5, stride=2), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
+        torch.nn.MaxPool2d(2), torch.nn.Flatten(), torch.nn.Linear(8 * 7 * 7, 10),
+    ).eval()  # fmt: skip
+    pixels = shapes.draw(40, 1).pixels
+    images = Images(pixels, model(to_input(pixels)).argmax(1))
+    settings = attacks.Settings(epsilons=(8, 0.1, 2), attack_targets=3, attack_steps=10)
+    found, by_twin = attack_and_show_twin(model, images, settings)
+    assert found.clean.all()
+    assert (found.robust.dtype, found.robust.shape) == (bool, (3, 40))
+    left = found.robust.mean(1)
+    assert left[0] > left[1] > left[2] and left[2] < 0.2
+    assert np.array_equal(by_twin[-1], found.robust[-1])

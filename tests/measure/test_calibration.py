@@ -1,15 +1,16 @@
-"""TODO measure/test_calibration.py"""
+"""Calibration against torchmetrics and by hand, and the temperature."""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lab.measure import calibration
 
 
 def test_calibration_agrees_with_torchmetrics():
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
     torch.manual_seed(0)
     labels = torch.arange(3000) % 10
     logits = F.one_hot(labels, 10) * 2.0 + torch.randn(3000, 10) * 2
@@ -27,6 +28,18 @@ def test_calibration_agrees_with_torchmetrics():
     k = int(np.searchsorted(found.bin_confidence, 0.4))
     assert found.bin_confidence[k] == pytest.approx(float(confidence[sixth].mean()))
     assert found.bin_correct[k] == int((called == labels)[sixth].sum())
+
+
+def test_calibration_of_plain_tensors_is_counted_by_hand():
+    """Of four images, of any classifier: two bins hold them."""
+    chances = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
+    labels = torch.tensor([0, 0, 0, 1])  # the second is called 1
+    found = calibration.calibrate(chances.log(), labels, 4)
+    assert found.bin_images.tolist() == [2, 2] and found.bin_correct.tolist() == [2, 1]
+    assert found.bin_confidence.tolist() == pytest.approx([0.65, 0.85])
+    assert found.error == pytest.approx(100 * (0.7 + 0.7) / 4)
+    assert found.negative_log_likelihood == pytest.approx(-np.log([0.9, 0.2, 0.6, 0.7]).mean())
+    assert found.brier_score == pytest.approx(2 * np.mean([0.01, 0.64, 0.16, 0.09]))
 
 
 def test_temperature_is_fitted_on_validation_images_and_helps(stressed):

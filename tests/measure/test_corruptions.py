@@ -1,4 +1,4 @@
-"""TODO measure/test_corruptions.py"""
+"""Corruptions: the benchmark's constants and quirks, pinned pixels, and what their names say."""
 
 import dataclasses
 
@@ -12,10 +12,7 @@ from lab.data.images import Dataset
 from lab.measure import corruptions
 
 CORRUPTIONS = {corruption.name: corruption for corruption in corruptions.ALL}
-
-
 NAMES = sorted(CORRUPTIONS)
-
 
 # Sums of position-weighted pixels, modulo a prime, of `blocks` at severities 1, 3 and 5.
 PINNED = {

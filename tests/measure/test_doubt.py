@@ -1,4 +1,4 @@
-"""TODO measure/test_doubt.py"""
+"""Doubt: risks, foreign images and sets of classes, counted or against scikit-learn."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -9,9 +9,10 @@ import scipy.stats
 import sklearn.metrics
 import torch
 
-import main
 from lab.data import shapes
-from lab.measure import calibration, doubt, evaluation, stress
+from lab.measure import calibration, doubt, statistics
+
+RULES = statistics.Settings()
 
 
 def test_risks_are_counted():
@@ -47,17 +48,16 @@ def test_foreign_images_are_told_as_scikit_learn_tells_them():
     assert doubt.false_positives(familiarity, is_own) == pytest.approx(at_least_95, abs=0.5)
 
 
-def test_no_images_are_foreign_to_themselves(trained):
-    settings, hardware, data, networks = trained
-    evaluations = evaluation.evaluate_all(list(networks.values()), data, hardware)
-    runs = evaluations["baseline"]
-    found = doubt.study_foreign(runs, data.test.pixels, settings, hardware)
+def test_no_images_are_foreign_to_themselves(trained, evaluated):
+    _, hardware, data, _ = trained
+    runs = evaluated["baseline"]
+    found = doubt.study_foreign(runs, data.test.pixels, RULES, 42, hardware)
     for by in (found.by_confidence, found.by_energy, found.by_distance):
         assert by.auroc.by_seed[0] == pytest.approx(50, abs=1e-6)
         assert by.auroc.interval.low < 50 < by.auroc.interval.high
         assert by.false_positives.by_seed[0] == pytest.approx(95, abs=1)
     others = shapes.draw(400, 77).pixels  # drawn as the test images are
-    found = doubt.study_foreign(runs, others, settings, hardware)
+    found = doubt.study_foreign(runs, others, RULES, 42, hardware)
     for by in (found.by_confidence, found.by_energy, found.by_distance):
         assert by.auroc.by_seed[0] == pytest.approx(50, abs=5)
 
@@ -114,8 +114,7 @@ def test_calibration_under_shift_is_that_of_all_corruptions_together():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3, 5, 40, 10, generator=generator)
     labels = torch.arange(40) % 10
-    settings = main.Settings(seeds=2)
-    found = doubt.study_shift(logits, labels, np.array([2.0, 0.5]), [0.05, 0.2], settings)
+    found = doubt.study_shift(logits, labels, [2.0, 0.5], [0.05, 0.2], 15, RULES, 42)
     for seed, temperature, least in ((0, 2.0, 0.05), (1, 0.5, 0.2)):
         together = torch.cat([logits[seed, k, 3] for k in range(3)])
         truth = torch.cat([labels] * 3)
@@ -140,13 +139,12 @@ def test_norm_is_taken_out():
     assert once.min() > 0 and once.max() <= 1
 
 
-def test_seeds_that_agree_leave_an_interval_of_a_rounded_image(stressed):
+def test_seeds_that_agree_leave_an_interval_of_a_rounded_image():
     """The step of each number is its own: one class of 400 for the size of a set, not 100."""
     outputs = torch.randn(400, 10, generator=torch.Generator().manual_seed(0))
     labels = outputs.argmax(1)
     run = SimpleNamespace(logits=outputs)
-    settings = main.Settings(seeds=2)
-    found = doubt.study_conformal([run, run], [0.2, 0.2], labels, settings)
+    found = doubt.study_conformal([run, run], [0.2, 0.2], labels, RULES, 42)
     for score, of_one_image in ((found.size, 1), (found.coverage, 100)):
         half = (score.interval.high - score.interval.low) / 2
         error = of_one_image / 400 / np.sqrt(12) / np.sqrt(2)
@@ -158,9 +156,9 @@ def test_risks_are_drawn_where_they_are_measured(images):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(images, 10, generator=generator)
     correct = (torch.rand(images, generator=generator) < 0.7).numpy()
-    run = SimpleNamespace(logits=logits, correct=correct)
-    settings = main.Settings(stress_tests=stress.Settings(score_resamples=10))
-    found = doubt.study_selection([run], None, doubt.confidence_as_trained, settings)
+    runs = [SimpleNamespace(logits=logits, correct=correct)]
+    rules = statistics.Settings(score_resamples=10)
+    found = doubt.study_selection(runs, runs, doubt.confidence_as_trained, rules, 42)
     every = doubt.risks(doubt.confidence_as_trained(logits), ~correct)
     for coverage, risk in zip(found.coverage, found.risk[0], strict=True):
         answered = round(coverage * images / 100)

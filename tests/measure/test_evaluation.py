@@ -1,32 +1,24 @@
-"""TODO measure/test_evaluation.py"""
+"""Evaluations counted by hand, what was learnt, and the temperature."""
 
 import pytest
 import torch
-from helpers import BASELINE, SE
+from helpers import SE, evaluation_of
 
-import main
 from lab.measure import evaluation, statistics
-from lab.measure.evaluation import HeldOut, Outputs
-from lab.measure.models import TrainedModel
-
-
-def evaluation(logits, labels, network=BASELINE, model=None):
-    """An evaluation of given logits."""
-    trained = TrainedModel(network, 42, model, None)
-    outputs = Outputs(features=logits, logits=logits)
-    return evaluation.evaluate(trained, outputs, labels, HeldOut(outputs, labels))
 
 
 def test_evaluation_counts():
     labels = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
     called = torch.tensor([0, 0, 0, 1, 1, 1, 0, 2])
-    found = evaluation(torch.eye(3)[called], labels)
+    sure = torch.full((8,), 0.9)
+    found = evaluation_of(called, sure, labels, classes=3)
     assert found.accuracy == 75 and found.class_accuracy.tolist() == [75, 100, 50]
     assert found.confusion.tolist() == [[3, 1, 0], [0, 2, 0], [1, 0, 1]]
     assert found.correct.tolist() == [True, True, True, False, True, True, False, True]
-    perfect = evaluation(torch.eye(3)[labels], labels)
-    settings = main.Settings(statistics=statistics.Settings(resamples=100))
-    compared = statistics.compare(SE, [perfect], [found], labels, 3, settings)
+    perfect = evaluation_of(labels, sure, labels, classes=3, network=SE)
+    by_network = {"baseline": [found], "se_attention": [perfect]}
+    rules = statistics.Settings(resamples=100)
+    (compared,) = statistics.compare_with_first(by_network, labels.numpy(), 3, rules, 42)
     assert compared.overall.difference.interval.value == 25
     assert [group.difference.interval.value for group in compared.by_class] == [25, 0, 50]
 

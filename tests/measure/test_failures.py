@@ -1,5 +1,6 @@
-"""TODO measure/test_failures.py"""
+"""The dossier of failures: counted by hand, against scikit-learn, and the same in every file."""
 
+import dataclasses
 import re
 import shutil
 
@@ -7,33 +8,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import BASELINE, SE, comparison, tiny
+from helpers import BASELINE, SE, comparison, evaluation_of, tiny
 from sklearn.metrics import classification_report
 
 import main
 from lab.data import shapes
 from lab.data.images import Images
-from lab.measure import evaluation, failures, statistics
-from lab.measure.evaluation import HeldOut, Outputs
-from lab.measure.models import TrainedModel
+from lab.measure import failures, statistics
+from lab.measure.evaluation import HeldOut, Outputs, evaluate
 from lab.report import figures, sentences
-
-
-def evaluation(called, confidence, labels, classes=4, model=None, network=BASELINE):
-    """Of networks that call images what `called` says, with given confidences."""
-    rest = ((1 - confidence) / (classes - 1))[:, None].expand(-1, classes)
-    chances = rest.scatter(1, called[:, None], confidence[:, None])
-    outputs = Outputs(torch.zeros(len(labels), 2), chances.log())
-    trained = TrainedModel(network, 42, model, None)
-    return evaluation.evaluate(trained, outputs, labels, HeldOut(outputs, labels))
 
 
 def test_transitions_are_counted_by_hand():
     labels = torch.tensor([0, 0, 0, 0, 0, 0])
     sure = torch.full((6,), 0.9)
-    first = evaluation(torch.tensor([0, 1, 0, 1, 1, 2]), sure, labels)
-    other = evaluation(torch.tensor([0, 0, 1, 1, 2, 2]), sure, labels)
-    counts = failures.count_transitions(SE, [first, first], [first, other]).counts
+    first = evaluation_of(torch.tensor([0, 1, 0, 1, 1, 2]), sure, labels)
+    other = evaluation_of(torch.tensor([0, 0, 1, 1, 2, 2]), sure, labels, network=SE)
+    counts = failures.count_transitions([first, first], [first, other]).counts
     assert {way.name: found.tolist() for way, found in counts.items()} == {
         "RIGHT": [2, 1],
         "CORRECTED": [0, 1],
@@ -41,34 +32,34 @@ def test_transitions_are_counted_by_hand():
         "SAME_CLASS": [4, 2],
         "OTHER_CLASS": [0, 1],
     }
-    said = sentences.say_transitions(failures.count_transitions(SE, [other], [first]))
+    said = sentences.say_transitions(failures.count_transitions([other], [first]))
     assert "Baseline's 4 mistakes, SE-Attention corrects 1 and makes 1 new ones; 3 stay" in said
-    of_seeds = failures.count_transitions(SE, [other, other, first], [first, first, first])
+    of_seeds = failures.count_transitions([other, other, first], [first, first, first])
     assert sentences.say_transitions(of_seeds) == (
         "Of Baseline's 4.0 mistakes, SE-Attention corrects 0.7 and makes 0.7 new ones; 3.3 stay, "
         "2.7 of them with the same class (means over 3 seeds)."
     )
 
 
-def test_table_csv_figure_and_text_count_the_same(tiny_run, tmp_path):
+def test_table_csv_figure_and_text_count_the_same(made_tiny_run, tmp_path):
     """Each from its own file."""
-    shutil.copytree(tiny_run / "models", tmp_path / "models")
-    figures, real = [], figures.plot_transitions
+    shutil.copytree(made_tiny_run / "models", tmp_path / "models")
+    plotted, real = [], figures.plot_transitions
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(
             figures.FIGURES,
             "transitions",
-            lambda results: figures.append(real(results)) or figures[0],
+            lambda results: plotted.append(real(results)) or plotted[0],
         )
         main.main(tiny(tmp_path))
     predictions = pd.read_csv(tmp_path / "results" / "predictions.csv")
-    failures = pd.read_csv(tmp_path / "results" / "failures.csv")
+    mistakes = pd.read_csv(tmp_path / "results" / "failures.csv")
     table = pd.read_csv(tmp_path / "results" / "transitions.csv", index_col=0)["to SE-Attention"]
     wrong = ~predictions.baseline_correct | ~predictions.se_attention_correct
-    assert len(predictions) == table.sum() == 100 and len(failures) == wrong.sum()
-    by_way = failures.se_attention_transition.value_counts().reindex(table.index[1:], fill_value=0)
+    assert len(predictions) == table.sum() == 100 and len(mistakes) == wrong.sum()
+    by_way = mistakes.se_attention_transition.value_counts().reindex(table.index[1:], fill_value=0)
     assert by_way.tolist() == table.iloc[1:].tolist()
-    drawn = [bar.get_width() for bar in figures[0].axes[0].patches]
+    drawn = [bar.get_width() for bar in plotted[0].axes[0].patches]
     assert drawn == table.iloc[1:].tolist()
     recorded = comparison(tmp_path)["failures"]
     assert list(recorded["transitions"]["se_attention"].values()) == table.tolist()
@@ -84,39 +75,38 @@ def test_table_csv_figure_and_text_count_the_same(tiny_run, tmp_path):
         assert (called == predictions[f"{key}_correct"]).all()
     sure = pd.read_csv(tmp_path / "results" / "sure_mistakes.csv", index_col=0)
     for level in (50, 99):
-        found = failures[~failures.baseline_correct].baseline_confidence >= level / 100
+        found = mistakes[~mistakes.baseline_correct].baseline_confidence >= level / 100
         assert sure.loc[f"{level} % confidence", "Baseline: as trained"] == found.sum()
     surest = np.maximum(
-        failures.baseline_confidence * ~failures.baseline_correct,
-        failures.se_attention_confidence * ~failures.se_attention_correct,
+        mistakes.baseline_confidence * ~mistakes.baseline_correct,
+        mistakes.se_attention_confidence * ~mistakes.se_attention_correct,
     )
     assert (np.diff(surest) <= 0).all()
 
 
-def test_dividing_the_logits_makes_a_network_less_sure_and_no_better(dossier):
-    settings, _, evaluations, _ = dossier
-    (run,) = evaluations["baseline"]
+def test_dividing_the_logits_makes_a_network_less_sure_and_no_better(trained, evaluated):
+    settings, *_ = trained
+    (run,) = evaluated["baseline"]
     outputs = Outputs(run.features, run.logits / 2)
     held_out = run.held_out.outputs
     halved = HeldOut(Outputs(held_out.features, held_out.logits / 2), run.held_out.labels)
     # one that errs more often, so that there is something to count
     labels = torch.where(torch.arange(400) % 3 == 0, (run.predicted + 1) % 10, run.predicted)
-    first = evaluation.evaluate(
-        run.trained, Outputs(run.features, run.logits), labels, run.held_out
-    )
-    other = evaluation.evaluate(run.trained, outputs, labels, halved)
+    first = evaluate(run.trained, Outputs(run.features, run.logits), labels, run.held_out)
+    other = evaluate(dataclasses.replace(run.trained, network=SE), outputs, labels, halved)
     found = [
-        failures.count_sure_mistakes(network, [one], [first], settings)
-        for network, one in ((BASELINE, first), (SE, other))
+        failures.count_sure_mistakes(
+            [one], [first], settings.failures.sure_levels, settings.rules, 42
+        )
+        for one in (first, other)
     ]
     (said,) = sentences.say_sureness(found, 0.05)
     assert said.endswith("it is less sure, not better.")
 
 
-def test_sure_mistakes_are_counted_before_and_after_scaling(dossier):
-    _, _, evaluations, failures = dossier
-    for found in failures.mistakes:
-        (run,) = evaluations[found.network.key]
+def test_sure_mistakes_are_counted_before_and_after_scaling(evaluated, dossier):
+    for found in dossier.mistakes:
+        (run,) = evaluated[found.network.key]
         wrong = torch.from_numpy(~run.correct)
         for by_level, temperature in ((found.as_trained, 1), (found.scaled, run.temperature)):
             sure = (run.logits / temperature).softmax(1).amax(1)[wrong]
@@ -124,10 +114,10 @@ def test_sure_mistakes_are_counted_before_and_after_scaling(dossier):
             assert by_level.tolist() == [expected]
 
 
-def test_precision_recall_and_f1_are_scikit_learns(dossier):
-    _, data, evaluations, failures = dossier
-    for found in failures.scores:
-        (run,) = evaluations[found.network.key]
+def test_precision_recall_and_f1_are_scikit_learns(trained, evaluated, dossier):
+    _, _, data, _ = trained
+    for found in dossier.scores:
+        (run,) = evaluated[found.network.key]
         report = classification_report(data.test.labels, run.predicted, output_dict=True)
         for label in range(10):
             expected = report[str(label)]
@@ -140,11 +130,11 @@ def test_precision_recall_and_f1_are_scikit_learns(dossier):
 def test_confused_pairs_are_counted_by_hand():
     labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
     sure = torch.full((8,), 0.9)
-    first = evaluation(torch.tensor([1, 0, 0, 1, 2, 3, 3, 3]), sure, labels)
-    other = evaluation(torch.tensor([0, 0, 0, 1, 2, 3, 3, 0]), sure, labels)
-    settings = main.Settings(statistics=statistics.Settings(resamples=100))
+    first = evaluation_of(torch.tensor([1, 0, 0, 1, 2, 3, 3, 3]), sure, labels)
+    other = evaluation_of(torch.tensor([0, 0, 0, 1, 2, 3, 3, 0]), sure, labels, network=SE)
+    rules = statistics.Settings(resamples=100)
     pairs = failures.find_confused_pairs(
-        {"baseline": [first], "se_attention": [other]}, labels, settings
+        {"baseline": [first], "se_attention": [other]}, labels, 5, rules, 42
     )
     assert [(pair.first_class, pair.second_class) for pair in pairs] == [(0, 1), (2, 3)]
     assert pairs[0].error == {"baseline": 50, "se_attention": 25}
@@ -158,10 +148,10 @@ def test_failures_are_of_distinct_kinds_with_all_networks_answers():
     recipe = main.Recipe(widths=(8, 8), stem=4)
     confidence = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.95, 0.9])
     called = torch.tensor([1, 1, 2, 0, 3, 0])
-    first = evaluation(called, confidence, labels, model=main.build_network(BASELINE, recipe, 4))
+    first = evaluation_of(called, confidence, labels, model=main.build_network(BASELINE, recipe, 4))
     model = main.build_network(SE, recipe, 4)
     called = torch.tensor([1, 0, 0, 2, 0, 0])
-    second = evaluation(called, confidence, labels, model=model, network=SE)
+    second = evaluation_of(called, confidence, labels, model=model, network=SE)
     groups = failures.group_mistakes([first, second], test, suspected=[4], count=5)
     # of the two that the first calls 1, the surer; and not the one whose label is suspected
     assert [[image.index for image in group.images] for group in groups] == [
@@ -179,6 +169,5 @@ def test_failures_are_of_distinct_kinds_with_all_networks_answers():
     for group in groups:
         for image in group.images:
             assert [answer.network for answer in image.answers] == [BASELINE, SE]
-    assert [
-        len(group.images) for group in failures.group_mistakes([first, second], test, [], 1)
-    ] == [1] * 4
+    groups = failures.group_mistakes([first, second], test, [], 1)
+    assert [len(group.images) for group in groups] == [1] * 4

@@ -1,4 +1,4 @@
-"""TODO measure/test_gates.py"""
+"""Gates: those of the blocks, and what holding them at their means costs."""
 
 import copy
 import dataclasses
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import main
-from lab.data import images
+from lab.data.images import to_input
 from lab.measure import gates
 
 
@@ -19,10 +19,10 @@ def test_gates_are_those_of_the_blocks(trained, stressed):
     before = copy.deepcopy(model.state_dict())
     found = gates.study(model, data.test, len(data.classes), hardware)
     with torch.no_grad():
-        x = F.relu(model.stem(model.normalise(images.to_input(data.test.pixels))))
-        gates = model.attention[0].gate(model.stages[0](x))
+        x = F.relu(model.stem(model.normalise(to_input(data.test.pixels))))
+        learnt = model.attention[0].gate(model.stages[0](x))
     ring = data.classes.index("ring")
-    expected = gates[data.test.labels == ring].mean(0).numpy()
+    expected = learnt[data.test.labels == ring].mean(0).numpy()
     np.testing.assert_allclose(found.mean_by_class[0][ring], expected, atol=1e-4)
     assert len(found.share_between_classes) == 3 and all(
         0 <= share <= 1 for share in found.share_between_classes

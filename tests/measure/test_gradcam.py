@@ -1,4 +1,4 @@
-"""TODO measure/test_gradcam.py"""
+"""Grad-CAM against the reference package, and against the objects' masks."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from helpers import KEYS
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-from lab.data import images
+from lab.data.images import to_input
 from lab.measure import evaluation, gradcam
 
 
@@ -18,9 +18,7 @@ def test_grad_cam_is_the_reference_packages(trained, network):
     classes = data.test.labels[:40].roll(1)  # not always the class that it sees
     ours = gradcam.heatmaps_of(model, pixels, classes).numpy()
     with GradCAM(model=model, target_layers=[model.attention[-1]]) as reference:
-        theirs = reference(
-            images.to_input(pixels), [ClassifierOutputTarget(c) for c in classes.tolist()]
-        )
+        theirs = reference(to_input(pixels), [ClassifierOutputTarget(c) for c in classes.tolist()])
     assert np.abs(ours - theirs).max() < 1e-4
     assert (ours.max((1, 2)) > 0.99).mean() > 0.7  # not a comparison of empty maps
 

@@ -1,4 +1,4 @@
-"""TODO measure/test_heatmaps.py"""
+"""What heatmaps are worth: random ones as coarse, shuffled networks, curves."""
 
 import copy
 
@@ -9,18 +9,16 @@ import torch.nn.functional as F
 import main
 from lab.data import shapes
 from lab.machine.device import Hardware
-from lab.measure import gradcam, heatmaps, stress
+from lab.measure import gradcam, heatmaps
 
 
 @pytest.mark.parametrize("stages", [1, 2, 4])
 def test_random_maps_are_as_coarse_as_grad_cams(monkeypatch, stages):
     recipe = main.Recipe(dataset="shapes", widths=(8,) * stages, stem=4)
-    settings = main.Settings(
-        recipe=recipe, stress_tests=stress.Settings(curve_steps=2, score_resamples=10)
-    )
+    settings = heatmaps.Settings(curve_steps=2)
     model = main.build_network(main.NETWORKS[0], recipe, 10).eval()
     images = shapes.draw(10, seed=3)
-    model.measure_input(images.pixels, recipe)
+    model.measure_input(images.pixels)
     sizes = []
     real = F.interpolate
 
@@ -30,16 +28,14 @@ def test_random_maps_are_as_coarse_as_grad_cams(monkeypatch, stages):
 
     monkeypatch.setattr(F, "interpolate", interpolate)
     hardware = Hardware(torch.device("cpu"), "fp32", "")
-    heatmaps.study(model, images, settings, hardware)
+    heatmaps.study(model, images, settings, 42, hardware)
     side = 32 // 2**stages
     assert len(sizes) > 2 and set(sizes) == {(side, side)}
 
 
 def test_a_stage_is_shuffled_with_its_attention(monkeypatch):
     recipe = main.Recipe(dataset="shapes", widths=(8, 8), stem=4)
-    settings = main.Settings(
-        recipe=recipe, stress_tests=stress.Settings(curve_steps=2, score_resamples=10)
-    )
+    settings = heatmaps.Settings(curve_steps=2)
     model = main.build_network(main.NETWORKS[1], recipe, 10).eval()
     before = copy.deepcopy(model.state_dict())
     seen = []
@@ -51,13 +47,14 @@ def test_a_stage_is_shuffled_with_its_attention(monkeypatch):
 
     monkeypatch.setattr(gradcam, "heatmaps_of", look)
     hardware = Hardware(torch.device("cpu"), "fp32", "")
-    heatmaps.study(model, shapes.draw(10, seed=3), settings, hardware)
+    heatmaps.study(model, shapes.draw(10, seed=3), settings, 42, hardware)
     shuffled = []  # the layers whose matrices have changed, step by step
     for found in seen[1:]:
         changed = {name for name in before if not torch.equal(found[name], before[name])}
         matrices = {name for name in changed if before[name].ndim > 1}
         shuffled.append({".".join(name.split(".")[:2]) for name in matrices})
     from_the_top = [{"classifier.weight"}, {"attention.1", "stages.1"}, {"attention.0", "stages.0"}]
+    assert len(shuffled) == len(from_the_top)
     for k, found in enumerate(shuffled):
         assert found == set().union(*from_the_top[: k + 1])
     assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)
@@ -81,4 +78,4 @@ def test_curves_start_and_end_at_whole_images(stressed):
         assert whole == pytest.approx([whole[0]] * 4)
         assert whole[0] > 0.5
         assert maps.deletion[-1] == pytest.approx(noise.deletion[-1])  # all grey
-        assert len(maps.deletion) == stress.Settings().curve_steps + 1
+        assert len(maps.deletion) == heatmaps.Settings().curve_steps + 1

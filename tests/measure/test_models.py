@@ -1,4 +1,4 @@
-"""TODO measure/test_models.py"""
+"""What the parts of a network cost, counted by hand."""
 
 from helpers import BASELINE, SE, small_network
 

@@ -1,17 +1,14 @@
-"""TODO measure/test_robustness.py"""
+"""Accuracy under corruption: by severity, in summary, and as a ratio of errors."""
 
 import dataclasses
 
 import numpy as np
 import pytest
+from helpers import KEYS
 
-import main
 from lab.measure import corruptions, robustness, statistics
 
-CORRUPTIONS = {corruption.name: corruption for corruption in corruptions.ALL}
-
-
-NAMES = sorted(CORRUPTIONS)
+RULES = statistics.Settings()
 
 
 def test_severity_5_is_never_easier_than_1(stressed):
@@ -19,7 +16,7 @@ def test_severity_5_is_never_easier_than_1(stressed):
     for one in stressed.values():
         ladder = [k for k, name in enumerate(one.corruptions.names) if name != "saturate"]
         (accuracy,) = one.corruptions.accuracy[:, ladder]
-        assert accuracy.shape == (len(NAMES) - 1, 5)
+        assert accuracy.shape == (len(corruptions.ALL) - 1, 5)
         assert (accuracy[:, 4] <= accuracy[:, 0] + 1).all()  # 2 of 200 images
         assert (accuracy[:, 4] < accuracy[:, 0] - 5).any()
 
@@ -27,8 +24,8 @@ def test_severity_5_is_never_easier_than_1(stressed):
 def test_the_corruptions_summary_is_that_of_their_images():
     """Two seeds, two corruptions, five severities, four images, counted by hand."""
     rng = np.random.default_rng(0)
-    correct = {network.key: rng.random((2, 2, 5, 4)) < 0.6 for network in main.NETWORKS}
-    scores = robustness.score(("a", "b"), correct, main.Settings(seeds=2))
+    correct = {key: rng.random((2, 2, 5, 4)) < 0.6 for key in KEYS}
+    scores = robustness.score(("a", "b"), correct, RULES, 42)
     baseline, se = scores["baseline"], scores["se_attention"]
     assert baseline.change is None
     gains = 100 * (correct["se_attention"].mean((1, 2, 3)) - correct["baseline"].mean((1, 2, 3)))
@@ -44,9 +41,7 @@ def test_corruptions_under_which_the_first_network_never_errs_have_no_ratio():
     perfect = np.ones((1, 2, 5, 4), bool)
     half = perfect.copy()
     half[:, 0, :, :2] = False
-    scores = robustness.score(("a", "b"), {"baseline": half, "se_attention": half}, main.Settings())
+    scores = robustness.score(("a", "b"), {"baseline": half, "se_attention": half}, RULES, 42)
     assert scores["se_attention"].mean_corruption_error == 100
-    scores = robustness.score(
-        ("a", "b"), {"baseline": perfect, "se_attention": half}, main.Settings()
-    )
+    scores = robustness.score(("a", "b"), {"baseline": perfect, "se_attention": half}, RULES, 42)
     assert scores["se_attention"].mean_corruption_error is None

@@ -1,4 +1,4 @@
-"""TODO measure/test_statistics.py"""
+"""The statistics against scipy and statsmodels, and the verdict on networks that are the same."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from helpers import SE, bounds
+from helpers import BASELINE, SE, bounds, evaluation_of
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
@@ -15,22 +15,24 @@ from statsmodels.stats.weightstats import ttost_paired
 from torch import nn
 
 import main
-from lab.machine import device
-from lab.measure import evaluation, statistics
-from lab.measure.evaluation import HeldOut, Outputs
+from lab.machine.device import prepare_machine
+from lab.measure import statistics
+from lab.measure.evaluation import logits_of
 from lab.measure.statistics import Difference, Interval, Verdict
 
 CLASSES = ("a", "b", "c")
 
 
-def evaluations(right, labels):
+def slow(*values):
+    """Parameters with which a simulation is left to continuous integration."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+def evaluations(right, labels, network=BASELINE):
     """Evaluations that are right where `right` [seeds, images] says so, else wrong by one class."""
     called = (labels + (~torch.as_tensor(right)).long()) % len(CLASSES)
-    found = []
-    for row in called:
-        outputs = Outputs(torch.zeros(len(labels), 1), torch.eye(len(CLASSES))[row])
-        found.append(evaluation.evaluate(None, outputs, labels, HeldOut(outputs, labels)))
-    return found
+    sure = torch.full((len(labels),), 0.9)
+    return [evaluation_of(row, sure, labels, len(CLASSES), network=network) for row in called]
 
 
 def simulated(rng, seeds, images=300, better=0.0):
@@ -40,20 +42,17 @@ def simulated(rng, seeds, images=300, better=0.0):
     return rng.random((2, seeds, images)) < 1 / (1 + np.exp(-(difficulty + luck)))
 
 
-def settings_with(seeds=1, **statistics):
-    return main.Settings(
-        seeds=seeds, statistics=statistics.Settings(**{"resamples": 2000, **statistics})
-    )
+def compared(first, other, labels, resamples=2000):
+    by_network = {
+        "baseline": evaluations(first, labels),
+        "se_attention": evaluations(other, labels, SE),
+    }
+    rules = statistics.Settings(resamples=resamples)
+    (found,) = statistics.compare_with_first(by_network, labels.numpy(), len(CLASSES), rules, 42)
+    return found
 
 
-def compared(first, other, labels, **statistics):
-    settings = settings_with(len(first), **statistics)
-    return statistics.compare(
-        SE, evaluations(other, labels), evaluations(first, labels), labels, len(CLASSES), settings
-    )
-
-
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def quick_holm(monkeypatch):
     """statsmodels' Holm collects garbage each time, which takes a quarter of a second."""
     monkeypatch.setattr("gc.collect", lambda: 0)
@@ -98,23 +97,44 @@ def test_many_seeds_agree_with_the_libraries():
     planning = group.over_seeds.planning
     effect = planning.detectable_difference / planning.deviation
     assert TTestPower().power(effect, nobs=5, alpha=0.05) == pytest.approx(0.8, abs=1e-4)
+    gains = other.astype(int) - first.astype(int)
     draws = []  # plain two-way resampling
     for _ in range(20000):
         seeds, images = rng.integers(0, 5, 5), rng.integers(0, 600, 600)
-        draws.append(100 * (other[seeds][:, images].mean() - first[seeds][:, images].mean()))
-    reference = np.quantile(draws, [0.025, 0.975])
+        draws.append(100 * gains[seeds][:, images].mean())
     found = bounds(group.over_seeds.interval_over_seeds_and_images)
-    assert found == pytest.approx(reference.tolist(), abs=0.25)
+    assert found == pytest.approx(np.quantile(draws, [0.025, 0.975]).tolist(), abs=0.25)
+
+
+@pytest.mark.parametrize("seeds", [1, 4])
+def test_plain_arrays_can_be_compared(seeds):
+    """Of any two answers to the same questions, without a network: as networks are compared."""
+    labels = np.arange(600) % 3
+    first, other = simulated(np.random.default_rng(3), seeds, 600, better=0.5)
+    gains = other.astype(int) - first.astype(int)
+    rules = statistics.Settings(resamples=2000)
+    overall, by_class = statistics.compare(gains, labels, 3, rules, 42)
+    found = compared(first, other, torch.from_numpy(labels))
+    assert (overall, by_class) == (found.overall, found.by_class)
+    assert overall.difference.interval.value == pytest.approx(100 * gains.mean())
+    for label, group in enumerate(by_class):
+        of_class = gains[:, labels == label]
+        assert group.difference.interval.value == pytest.approx(100 * of_class.mean())
+        for test, row in zip(group.by_seed, of_class, strict=True):
+            assert test.only_this_correct == (row == 1).sum()
+            assert test.only_first_correct == (row == -1).sum()
+    assert (overall.over_seeds is None) == (seeds == 1)
 
 
 def test_accuracy_intervals_agree_with_scipy():
     labels = torch.arange(600) % 3
     first, _ = simulated(np.random.default_rng(2), 4, 600)
-    one = statistics.accuracy_intervals(evaluations(first[:1], labels), statistics.Settings())
+    rules = statistics.Settings()
+    one = statistics.accuracy_intervals(first[:1], labels.numpy(), len(CLASSES), rules)
     wilson = scipy.stats.binomtest(int(first[0].sum()), 600).proportion_ci(method="wilson")
     assert one.overall.value == pytest.approx(100 * first[0].mean())
     assert bounds(one.overall) == pytest.approx((100 * wilson.low, 100 * wilson.high))
-    many = statistics.accuracy_intervals(evaluations(first, labels), statistics.Settings())
+    many = statistics.accuracy_intervals(first, labels.numpy(), len(CLASSES), rules)
     shares = 100 * first[:, labels.numpy() == 1].mean(1)
     interval = scipy.stats.t.interval(0.95, 3, shares.mean(), scipy.stats.sem(shares))
     assert many.by_class[1].value == pytest.approx(shares.mean(), abs=1e-3)
@@ -171,7 +191,7 @@ def test_bootstraps_margin_agrees_with_its_interval():
         change = np.zeros(10000)
         change[:gained] = 100
         change[-300:] = -100
-        found = statistics.bootstrap(rng.permutation(change)[None], 0, settings)
+        found = statistics.bootstrap(rng.permutation(change)[None], settings, 0)
         inner = found.interval(0.9)
         for margin in (0.2, 0.4, 0.6, 1.0):
             inside = -margin < inner.low and inner.high < margin
@@ -181,9 +201,9 @@ def test_bootstraps_margin_agrees_with_its_interval():
     assert found.margin_p(0) > 0.5
 
 
-@pytest.mark.parametrize("images", [200, 1000])
+@pytest.mark.parametrize("images", [200, *slow(1000)])
 @pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_equal_networks_are_seldom_told_apart_on_any_class(seeds, images, quick_holm):
+def test_equal_networks_are_seldom_told_apart_on_any_class(seeds, images):
     """400 experiments with ten classes; families of true hypotheses, so 5 % may err at most.
 
     With two seeds, their differences are equal on some class in a tenth of the experiments or
@@ -205,7 +225,6 @@ def test_equal_networks_are_seldom_told_apart_on_any_class(seeds, images, quick_
 
 def test_verdicts_follow_from_the_tests():
     """By every combination of what the two tests find."""
-    Verdict = Verdict  # noqa: N806
     for value, p, margin_p, expected, within in (
         (1, 0.01, 0.9, Verdict.BETTER, False),
         (-1, 0.01, 0.9, Verdict.WORSE, False),
@@ -220,7 +239,7 @@ def test_verdicts_follow_from_the_tests():
         assert (found.verdict, found.is_within_margin) == (expected, within)
 
 
-@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize("seeds", [3, *slow(5, 10)])
 def test_planned_power_is_found_in_simulations(seeds):
     """Differences as large as the detectable one are found, and equal networks found equivalent
     within the provable margin, as often as was said; 4,000 experiments each."""
@@ -321,7 +340,7 @@ def same_networks(tmp_path_factory):
     )
     recipe = dataclasses.replace(recipe, seed=0, widths=(16, 16, 16))
     settings = main.Settings(recipe=recipe, shapes_test=1000, seeds=24)
-    hardware = device.prepare_machine(settings)
+    hardware = prepare_machine(settings.machine, len(main.NETWORKS))
     data = main.load_data(settings)
     right = []
     for seed in settings.all_seeds():
@@ -329,23 +348,23 @@ def same_networks(tmp_path_factory):
         path = tmp_path_factory.mktemp("same") / "model.pth"
         job = main.TrainingJob(network, recipe.with_seed(seed), path)
         (one,) = main.train_all([job], data, hardware)
-        logits = evaluation.logits_of(one.model, data.test.pixels, hardware)
+        logits = logits_of(one.model, data.test.pixels, hardware)
         right.append((logits.argmax(1) == data.test.labels).numpy())
-    assert (
-        0.2 < np.mean(right) < 0.99 and np.std(np.mean(right, 1)) > 0.003
-    )  # they learn, and seeds matter
+    # they learn, and seeds matter
+    assert 0.2 < np.mean(right) < 0.99 and np.std(np.mean(right, 1)) > 0.003
     return np.stack(right)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 5, 10])
-def test_networks_that_are_the_same_are_seldom_told_apart(same_networks, seeds, quick_holm):
+def test_networks_that_are_the_same_are_seldom_told_apart(same_networks, seeds):
     """1,000 experiments, drawn from trained networks that differ in seeds alone.
 
     With 200, one such test in fifty would end outside these bounds by chance.
     """
     rng = np.random.default_rng(0)
     images = same_networks.shape[1]
-    settings = settings_with(seeds, resamples=10)
+    rules = statistics.Settings(resamples=10)
     told = 0
     told_of_a_class = 0
     for _ in range(1000):
@@ -353,19 +372,19 @@ def test_networks_that_are_the_same_are_seldom_told_apart(same_networks, seeds, 
         first = same_networks[order[:seeds]].astype(int)
         other = same_networks[order[seeds : 2 * seeds]].astype(int)
         change = 100 * (other - first)
-        told += statistics.judge(change, 100 / images, settings).verdict in DIRECTIONS
-        ps = [statistics.judge(change[:, k::10], 1000 / images, settings).p for k in range(10)]
+        told += statistics.judge(change, 100 / images, rules, 42).verdict in DIRECTIONS
+        ps = [statistics.judge(change[:, k::10], 1000 / images, rules, 42).p for k in range(10)]
         told_of_a_class += min(statistics.holm(ps, 0.05)) < 0.05
     assert 0.02 <= told / 1000 <= 0.08, told
     assert told_of_a_class / 1000 <= 0.08, told_of_a_class
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
-def test_networks_that_differ_by_the_margin_are_seldom_called_equivalent(seeds, quick_holm):
+@pytest.mark.parametrize("seeds", [2, 3, *slow(5, 10)])
+def test_networks_that_differ_by_the_margin_are_seldom_called_equivalent(seeds):
     """1,000 experiments on ten classes of 1,000 images, binomial, the true difference being exactly
     the margin: overall, and on any class, at most 5 % and three standard errors."""
     rng = np.random.default_rng(seeds)
-    statistics = statistics.Settings(margin=1.0)
+    rules = statistics.Settings(margin=1.0)
     bound = 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1000)
     overall = 0
     on_any_class = 0
@@ -373,7 +392,7 @@ def test_networks_that_differ_by_the_margin_are_seldom_called_equivalent(seeds, 
         correct = rng.binomial(1000, np.array([0.92, 0.93])[:, None, None], (2, seeds, 10))
         change = (correct[1] - correct[0]) / 10
         overall += statistics.t_test(change.mean(1), 0.01).margin_p(1.0) < 0.05
-        ps = [statistics.t_test(change[:, k], 0.1).margin_p(statistics.margin) for k in range(10)]
+        ps = [statistics.t_test(change[:, k], 0.1).margin_p(rules.margin) for k in range(10)]
         on_any_class += min(statistics.holm(ps, 0.05)) < 0.05
     assert overall / 1000 <= bound
     assert on_any_class / 1000 <= bound
@@ -393,16 +412,15 @@ def test_equal_networks_are_called_better_or_worse_as_often_as_the_level_says(se
 def test_scores_have_intervals_over_images_or_seeds():
     rng = np.random.default_rng(0)
     values = rng.normal(5, 2, 400)
-    settings = main.Settings(stress_tests=stress.Settings(score_resamples=4000))
-    one = statistics.estimate(np.mean, [(values,)], settings, of_one_image=0)
+    rules = statistics.Settings(score_resamples=4000)
+    one = statistics.estimate(np.mean, [(values,)], rules, 42, of_one_image=0)
     half = 1.96 * values.std() / 20
     assert one.interval.value == pytest.approx(values.mean())
-    bounds = (one.interval.low, one.interval.high)
-    assert bounds == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
-    many = statistics.estimate(
-        np.mean, [(values + k,) for k in (0, 1, 3)], settings, of_one_image=0
-    )
+    expected = (values.mean() - half, values.mean() + half)
+    assert bounds(one.interval) == pytest.approx(expected, abs=0.02)
+    of_seeds = [(values + k,) for k in (0, 1, 3)]
+    many = statistics.estimate(np.mean, of_seeds, rules, 42, of_one_image=0)
     means = values.mean() + np.array([0, 1, 3])
     expected = scipy.stats.ttest_1samp(means, 0).confidence_interval()
-    assert (many.interval.low, many.interval.high) == pytest.approx(tuple(expected))
+    assert bounds(many.interval) == pytest.approx(tuple(expected))
     np.testing.assert_allclose(many.by_seed, means)

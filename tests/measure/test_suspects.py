@@ -1,32 +1,21 @@
-"""TODO measure/test_suspects.py"""
+"""Labels that may be wrong: exchanged ones are found, and what is said without them."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
-from helpers import BASELINE, SE
+from helpers import BASELINE, SE, evaluation_of
 
-import main
 from lab.data.images import Images
-from lab.measure import evaluation, statistics, suspects
-from lab.measure.evaluation import HeldOut, Outputs
-from lab.measure.models import TrainedModel
+from lab.measure import statistics, suspects
+from lab.measure.evaluation import Outputs, evaluate
 from lab.report import sentences
 
 
-def evaluation(called, confidence, labels, classes=4, model=None, network=BASELINE):
-    """Of networks that call images what `called` says, with given confidences."""
-    rest = ((1 - confidence) / (classes - 1))[:, None].expand(-1, classes)
-    chances = rest.scatter(1, called[:, None], confidence[:, None])
-    outputs = Outputs(torch.zeros(len(labels), 2), chances.log())
-    trained = TrainedModel(network, 42, model, None)
-    return evaluation.evaluate(trained, outputs, labels, HeldOut(outputs, labels))
-
-
-def test_exchanged_labels_are_found(dossier):
+def test_exchanged_labels_are_found(trained, evaluated):
     """Of the test images' labels one in a hundred is exchanged: most are found, and little else."""
-    _, data, evaluations, _ = dossier
+    _, _, data, _ = trained
     rng = np.random.default_rng(0)
     hits = found = exchanged = 0
     for _ in range(5):
@@ -35,12 +24,12 @@ def test_exchanged_labels_are_found(dossier):
         labels[index] = (labels[index] + torch.from_numpy(rng.integers(1, 10, len(index)))) % 10
         test = dataclasses.replace(data.test, labels=labels)
         again = {}
-        for key, (run,) in evaluations.items():
+        for key, (run,) in evaluated.items():
             outputs = Outputs(run.features, run.logits)
-            again[key] = [evaluation.evaluate(run.trained, outputs, labels, run.held_out)]
-        suspects = {one.index for one in suspects.find(again, test)}
-        hits += len(suspects & set(index.tolist()))
-        found += len(suspects)
+            again[key] = [evaluate(run.trained, outputs, labels, run.held_out)]
+        suspected = {one.index for one in suspects.find(again, test)}
+        hits += len(suspected & set(index.tolist()))
+        found += len(suspected)
         exchanged += len(index)
     print(f"label suspects: precision {hits / found:.2f}, recall {hits / exchanged:.2f}")
     assert hits / exchanged >= 0.6 and hits / found >= 0.5
@@ -51,18 +40,19 @@ def test_suspects_are_those_on_which_all_agree_surely():
     called = labels.clone()
     called[0] = called[1] = called[2] = 1
     confidence = torch.tensor([0.97, 0.97, 0.5] + [0.9] * 7)
-    first = evaluation(called, confidence, labels)
+    first = evaluation_of(called, confidence, labels)
     other_called = called.clone()
     other_called[1] = 2  # here they disagree
-    other = evaluation(other_called, confidence, labels)
+    other = evaluation_of(other_called, confidence, labels, network=SE)
     test = Images(torch.zeros(10, 32, 32, 3, dtype=torch.uint8), labels)
-    (suspect,) = suspects.find({"baseline": [first], "se_attention": [other]}, test)
+    by_network = {"baseline": [first], "se_attention": [other]}
+    (suspect,) = suspects.find(by_network, test)
     assert (suspect.index, suspect.label, suspect.called) == (0, 0, 1)
-    settings = main.Settings(statistics=statistics.Settings(resamples=100))
-    found = suspects.study({"baseline": [first], "se_attention": [other]}, test, settings)
+    rules = statistics.Settings(resamples=100)
+    found = suspects.study(by_network, test, rules, 42)
     assert found.accuracy["baseline"].value == pytest.approx(100 * 7 / 9)
     assert found.differences["se_attention"].interval.value == 0
-    compared = statistics.compare(SE, [other], [first], labels, 2, settings)
-    said = sentences.say_suspects(found, [compared], 10, 0.5)
+    compared = statistics.compare_with_first(by_network, labels.numpy(), 2, rules, 42)
+    said = sentences.say_suspects(found, [BASELINE, SE], compared, 10, 0.5)
     assert "Of 10 test labels, 1 is suspected" in said and "The verdict stands" in said
     assert "Without it accuracy is" in said

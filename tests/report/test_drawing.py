@@ -1,4 +1,4 @@
-"""TODO report/test_drawing.py"""
+"""How figures look: headings that stay in their part, heatmaps blended with their picture."""
 
 import numpy as np
 import pytest

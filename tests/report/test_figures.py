@@ -1,43 +1,54 @@
-"""TODO report/test_figures.py"""
+"""Figures: that they show what was found, and nothing lies on anything else."""
 
 import dataclasses
 import io
 import itertools
 import re
-from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
+from helpers import ROOT
 
-import main
 from lab.data import shapes
 from lab.measure.statistics import AccuracyIntervals, Interval
 from lab.report import drawing, figures
+from lab.report.results import named_images
+
+CIFAR10 = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 
 
-def test_every_figure_can_be_drawn_and_has_a_name_of_its_own(results, style):
-    drawn = list(figures.all_figures(results))
-    names = [name for name, _ in drawn]
+@pytest.fixture(
+    scope="module", params=[CIFAR10, pytest.param(tuple(shapes.SHAPES), marks=pytest.mark.slow)]
+)
+def laid_out(request, results):
+    """Every figure by its name, all in its place, with classes of these names."""
+    if request.param != results.classes:
+        stress = dataclasses.replace(results.stress, classes=request.param)
+        results = dataclasses.replace(results, classes=request.param, stress=stress)
+    drawn = []
+    with drawing.style():
+        for name, plot in figures.all_figures(results):
+            figure = plot()
+            if figure is not None:
+                figure.draw_without_rendering()
+                figure.set_layout_engine("none")  # all stays where it is
+            drawn.append((name, figure))
+    return drawn
+
+
+def test_every_figure_can_be_drawn_and_has_a_name_of_its_own(laid_out, style):
+    names = [name for name, _ in laid_out]
     assert len(names) == len(set(names)) > 20
-    for name, plot in drawn:
-        figure = plot()
+    for name, figure in laid_out:
         assert figure is not None or name in ("label_suspects", "seeds")
         if figure is not None:
             figure.savefig(io.BytesIO(), format="png", dpi=20)
 
 
-CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
-
-
-@pytest.mark.parametrize("classes", [tuple(shapes.SHAPES), tuple(CIFAR10)])
-def test_text_is_readable_and_lies_within_the_figure(results, style, classes):
+def test_text_is_readable_and_lies_within_the_figure(laid_out, style):
     """At the size of print: at least 6 points, nothing cut off, nothing on other text."""
-    if classes != results.classes:
-        stress = dataclasses.replace(results.stress, classes=classes)
-        results = dataclasses.replace(results, classes=classes, stress=stress)
-    for name, plot in figures.all_figures(results):
-        figure = plot()
+    for name, figure in laid_out:
         if figure is None:
             continue
         figure.draw_without_rendering()
@@ -58,7 +69,7 @@ def test_text_is_readable_and_lies_within_the_figure(results, style, classes):
 def scale_in_paper(name, figure):
     """What report.tex makes a figure larger or smaller by; 1 for what it does not show."""
     line = (210 - 2 * 24) / 25.4  # inches: A4 and its margins
-    report = (Path(main.__file__).parent / "report.tex").read_text()
+    report = (ROOT / "report.tex").read_text()
     shown = re.findall(r"\\fullpage(?:\[(\.\d+)\\linewidth\])?\{([^{}]+)\}", report)
     assert len(shown) > 8
     for share, names in shown:
@@ -79,9 +90,9 @@ def drawn_texts(figure):
     return [text for text in texts if text.get_visible() and text.get_text()]
 
 
-def test_one_seed_has_no_figure_of_seeds(results, tiny_run):
-    assert results.settings.seeds == 1 and figures.plot_seeds(results) is None
-    assert not (tiny_run / "plots" / "seeds.png").exists()
+def test_one_seed_has_no_figure_of_seeds(results, made_tiny_run):
+    assert len(results.setup.seeds) == 1 and figures.plot_seeds(results) is None
+    assert not (made_tiny_run / "plots" / "seeds.png").exists()
 
 
 def test_bins_of_few_images_show_how_little_they_say(results, style):
@@ -103,6 +114,7 @@ def test_bins_of_few_images_show_how_little_they_say(results, style):
 
 def test_a_figure_is_the_same_whatever_its_reader_has_set(results):
     """Settings of matplotlib that turn pictures upside down or draw other lines are left out."""
+    image = results.explained[0]
     pictures = []
     for settings in (
         {},
@@ -110,7 +122,7 @@ def test_a_figure_is_the_same_whatever_its_reader_has_set(results):
     ):
         with matplotlib.rc_context(settings), drawing.style():
             buffer = io.BytesIO()
-            figures.plot_failures(results).savefig(buffer, format="raw", dpi=50)
+            figures.plot_explained(results, image).savefig(buffer, format="raw", dpi=50)
             figures.plot_attacks(results.stress).savefig(buffer, format="raw", dpi=50)
             pictures.append(buffer.getvalue())
     assert pictures[0] == pictures[1]
@@ -176,8 +188,8 @@ def test_a_perfect_network_is_drawn(results, style):
 def test_images_are_named_by_the_class_that_they_show(results):
     """Also where a class has fewer images than were asked for."""
     chosen = results.explained
-    assert [name for name, _ in results.named_images(results)][:3] == ["disc_1", "disc_2", "ring_1"]
+    assert [name for name, _ in named_images(results)][:3] == ["disc_1", "disc_2", "ring_1"]
     fewer = dataclasses.replace(results, explained=chosen[:1] + chosen[2:])
-    named = results.named_images(fewer)
+    named = named_images(fewer)
     for name, image in named:
         assert name.split("_")[0] == results.classes[image.label]

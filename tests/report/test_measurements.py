@@ -1,4 +1,4 @@
-"""TODO report/test_measurements.py"""
+"""The numbers of the stress tests: each is named once, and is in the summary and in the files."""
 
 import dataclasses
 import json
@@ -26,10 +26,10 @@ def test_a_label_can_be_reworded_without_another_change(results, monkeypatch):
     assert r"\csname val:stress/baseline/corrupted_accuracy\endcsname" in values
 
 
-def test_every_measurement_is_in_the_summary_and_in_the_numbers(tiny_run):
+def test_every_measurement_is_in_the_summary_and_in_the_numbers(made_tiny_run):
     """A row of the summary for each, its label and digits those of the metric."""
-    summary = (tiny_run / "results" / "summary.md").read_text()
-    found = comparison(tiny_run)["stress"]
+    summary = (made_tiny_run / "results" / "summary.md").read_text()
+    found = comparison(made_tiny_run)["stress"]
     rows = [line for line in summary.splitlines() if line.startswith("|")]
     assert set(found) == {network.key for network in main.NETWORKS}
     assert sum(line.startswith("| Attack, 8/255: accuracy (%) ") for line in rows) == 1
@@ -44,8 +44,8 @@ def test_every_measurement_is_in_the_summary_and_in_the_numbers(tiny_run):
         assert len(shown) in (1, 3) and set(shown) <= numbers
 
 
-def test_areas_are_those_below_the_curves(stressed):
-    one = stressed["baseline"]
+def test_areas_are_those_below_the_curves(results):
+    one = results.stress.networks[0]
     measured = {found.metric.key: found.mean() for found in measurements.measurements(one)}
     for key, curve in (
         ("deletion_auc_grad_cam", one.heatmaps.grad_cam.deletion),
@@ -55,9 +55,9 @@ def test_areas_are_those_below_the_curves(stressed):
         assert measured[key] == pytest.approx((curve[1:] + curve[:-1]).sum() / 2 / steps)
 
 
-def test_numbers_of_unknown_value_are_left_out(stressed):
+def test_numbers_of_unknown_value_are_left_out(results):
     """No corruption error to divide by, heatmaps without masks, a network without gates."""
-    one = stressed["baseline"]
+    one = results.stress.networks[0]
     keys = {m.metric.key for m in measurements.measurements(one)}
     assert (
         "mean_corruption_error" in keys
@@ -76,8 +76,8 @@ def test_numbers_of_unknown_value_are_left_out(stressed):
     }
 
 
-def test_metrics_have_keys_of_their_own(stressed):
-    for one in stressed.values():
+def test_metrics_have_keys_of_their_own(results):
+    for one in results.stress.networks:
         keys = [m.metric.key for m in measurements.measurements(one)]
         assert len(keys) == len(set(keys))
         assert all(key.isidentifier() for key in keys), keys

@@ -1,8 +1,7 @@
-"""TODO report/test_pictures.py"""
+"""Pictures of one's own: read from any format, classified by a run's networks, never in vain."""
 
 import json
 import re
-import shutil
 
 import numpy as np
 import pandas as pd
@@ -11,7 +10,14 @@ from helpers import refused, tiny
 from PIL import Image
 
 import main
-from lab.report import pictures, records
+from lab.machine import device
+from lab.report import drawing, pictures, records
+
+
+@pytest.fixture(autouse=True)
+def unmeasured(monkeypatch):
+    """Whether bfloat16 pays is not measured, which takes seconds where it does not."""
+    monkeypatch.setattr(device, "bfloat16_speedup", lambda: 1.0)
 
 
 def gradient(width, height):
@@ -60,30 +66,30 @@ def test_pictures_of_all_kinds_are_read(tmp_path):
     assert found["huge.png"].square.shape == (1024, 1024, 3)
 
 
+@pytest.mark.slow
 def test_ones_own_pictures_are_classified(tiny_run, tmp_path, capsys):
-    shutil.copytree(tiny_run, tmp_path / "run")
     folder = tmp_path / "pictures"
     folder.mkdir()
     paths = write_pictures(folder)
-    main.main(tiny(tmp_path / "run", "--predict", *map(str, paths)))
+    main.main(tiny(tiny_run, "--predict", *map(str, paths)))
     lines = capsys.readouterr().out.splitlines()
     for path, line in zip(paths, lines, strict=False):
         assert line.startswith(f"{path}: Baseline ") and line.count("%") >= 6
     assert len(lines) == len(paths) + 1
-    drawn = {path.name for path in (tmp_path / "run" / "predictions").iterdir()}
+    drawn = {path.name for path in (tiny_run / "predictions").iterdir()}
     assert len(drawn) == len(paths) and "plain_2.png" in drawn
 
 
-def test_a_test_image_is_called_what_the_run_called_it(tiny_run, tmp_path, capsys):
+def test_a_test_image_is_called_what_the_run_called_it(tiny_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(drawing, "rendered", lambda *_: b"")  # only what is said is looked at
     settings = main.parse_settings(tiny(tiny_run))
     test = main.load_data(settings).test
-    shutil.copytree(tiny_run, tmp_path / "run")
     predictions = pd.read_csv(tiny_run / "results" / "predictions.csv")
     paths = []
     for n in range(8):
         paths.append(tmp_path / f"{n}.png")
         Image.fromarray(test.pixels[n].numpy()).save(paths[-1])
-    main.main(tiny(tmp_path / "run", "--predict", *map(str, paths)))
+    main.main(tiny(tiny_run, "--predict", *map(str, paths)))
     lines = capsys.readouterr().out.splitlines()
     unlike = 0
     for n, line in enumerate(lines[:8]):
@@ -95,7 +101,6 @@ def test_a_test_image_is_called_what_the_run_called_it(tiny_run, tmp_path, capsy
 
 
 def test_what_is_no_picture_costs_a_line(tiny_run, tmp_path, capsys):
-    shutil.copytree(tiny_run, tmp_path / "run")
     Image.fromarray(gradient(40, 40)).save(tmp_path / "good.png")
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("no picture")
@@ -107,24 +112,23 @@ def test_what_is_no_picture_costs_a_line(tiny_run, tmp_path, capsys):
     names = [*bad[:3], "good.png", *bad[3:]]
     paths = [str(tmp_path / name) for name in names]
     with pytest.raises(SystemExit) as ended:
-        main.main(tiny(tmp_path / "run", "--predict", *paths))
+        main.main(tiny(tiny_run, "--predict", *paths))
     assert ended.value.code == 1
     said = capsys.readouterr()
     lines = said.err.splitlines()
     for name, line in zip(bad, lines, strict=True):
         assert line.startswith("main.py: ") and str(tmp_path / name) in line
     assert "good.png: Baseline" in said.out
-    assert [path.name for path in (tmp_path / "run" / "predictions").iterdir()] == ["good.png"]
+    assert [path.name for path in (tiny_run / "predictions").iterdir()] == ["good.png"]
 
 
 def test_no_figure_is_written_over_another(tiny_run, tmp_path, capsys):
-    shutil.copytree(tiny_run, tmp_path / "run")
     paths = []
     for name in ("a.png", "a.bmp", "a_2.png", "a.tif"):
         paths.append(str(tmp_path / name))
         Image.fromarray(gradient(40, 40)).save(paths[-1])
-    main.main(tiny(tmp_path / "run", "--predict", *paths))
-    drawn = {path.name for path in (tmp_path / "run" / "predictions").iterdir()}
+    main.main(tiny(tiny_run, "--predict", *paths))
+    drawn = {path.name for path in (tiny_run / "predictions").iterdir()}
     assert drawn == {"a.png", "a_2.png", "a_2_2.png", "a_3.png"}
 
 
@@ -147,15 +151,16 @@ def test_pictures_without_trained_networks_say_what_to_run(tiny_run, tmp_path, c
     picture = ["--predict", str(tmp_path / "good.png")]
     said = refused(capsys, *tiny(tmp_path / "nothing", *picture))
     assert "run main.py first" in said
-    run = shutil.copytree(tiny_run, tmp_path / "run")
-    (run / "models" / "se_attention_model.pth").unlink()
-    assert "se_attention_model.pth is missing" in refused(capsys, *tiny(run, *picture))
-    shutil.copy(tiny_run / "models" / "se_attention_model.pth", run / "models")
-    familiar = json.loads((run / records.FAMILIAR_FILE).read_text())
-    familiar["networks"]["baseline"]["fingerprint"] = "another"
-    (run / records.FAMILIAR_FILE).write_text(json.dumps(familiar))
-    assert "is not what" in refused(capsys, *tiny(run, *picture))
-    (run / records.FAMILIAR_FILE).write_text("{")
-    assert "is damaged" in refused(capsys, *tiny(run, *picture))
     said = refused(capsys, *tiny(tiny_run, *picture, "--epochs", "3"))
     assert "was trained otherwise" in said
+    weights = tiny_run / "models" / "se_attention_model.pth"
+    weights.rename(tmp_path / "weights")
+    assert "se_attention_model.pth is missing" in refused(capsys, *tiny(tiny_run, *picture))
+    (tmp_path / "weights").rename(weights)
+    known = tiny_run / records.FAMILIAR_FILE
+    familiar = json.loads(known.read_text())
+    familiar["networks"]["baseline"]["fingerprint"] = "another"
+    known.write_text(json.dumps(familiar))
+    assert "is not what" in refused(capsys, *tiny(tiny_run, *picture))
+    known.write_text("{")
+    assert "is damaged" in refused(capsys, *tiny(tiny_run, *picture))

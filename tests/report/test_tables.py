@@ -1,4 +1,4 @@
-"""TODO report/test_tables.py"""
+"""Tables: numbers in their digits, and every network's rows."""
 
 import dataclasses
 
