@@ -53,9 +53,13 @@ def hurried():  # of each test, so that what others share is made as ever
 BATCHES = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch", "batches.meta"]
 
 
+BRIEF = ("--gradcam-images", "1", "--resamples", "100")  # little to do after the training
+
+
 def start(output, *more, **how):
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **how}
-    return subprocess.Popen([sys.executable, str(MAIN), *tiny(output, *more)], **how)
+    command = [sys.executable, str(MAIN), *tiny(output, *BRIEF, *more)]
+    return subprocess.Popen(command, **how)
 
 
 LONG = ("--epochs", "12")
@@ -158,7 +162,7 @@ def test_a_second_run_on_the_same_folder_stops_at_once(tmp_path):
 def torchrun(output, *more, program=MAIN):
     command = "-m torch.distributed.run --standalone --nproc-per-node=2".split()
     return subprocess.Popen(
-        [sys.executable, *command, str(program), *tiny(output, *more)],
+        [sys.executable, *command, str(program), *tiny(output, *BRIEF, *more)],
         cwd=MAIN.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(MAIN.parent)},
     )  # fmt: skip
@@ -178,7 +182,7 @@ def test_ranks_share_the_trainings_and_give_the_bits_of_one_process(tmp_path):
     assert shared.returncode == 0, errors
     for rank in (0, 1):
         assert f"rank {rank}: " in out
-    arguments = tiny(tmp_path / "alone", *many)
+    arguments = tiny(tmp_path / "alone", *BRIEF, *many)
     one_thread = f"import torch, main; torch.set_num_threads(1); main.main({arguments})"
     alone = subprocess.run(
         [sys.executable, "-c", one_thread], cwd=MAIN.parent, capture_output=True, text=True

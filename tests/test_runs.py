@@ -14,7 +14,7 @@ from helpers import KEYS, ROOT, STRESS, comparison, fingerprint, tiny, weights
 import main
 from lab.data import shapes
 from lab.machine import device, files
-from lab.measure import models
+from lab.measure.models import load_checkpoint, save_checkpoint
 from lab.report import figures
 
 
@@ -198,9 +198,9 @@ def test_weights_keep_the_precision_that_they_were_trained_in(
 
 def test_networks_of_different_arithmetic_are_not_compared(tiny_run):
     mixed = tiny_run / "models" / "baseline_model.pth"
-    trained = models.load_checkpoint(mixed)
+    trained = load_checkpoint(mixed)
     other = dataclasses.replace(trained, precision=OTHER[trained.precision])
-    models.save_checkpoint(mixed, other)
+    save_checkpoint(mixed, other)
     with pytest.raises(SystemExit, match="different arithmetic"):
         main.main(tiny(tiny_run))
 

@@ -210,14 +210,19 @@ def attack_and_show_twin(model, images, settings):
 
 def test_the_attack_on_a_linear_module_finds_its_true_limits():
     """Of a plain module, and of images so grey that no change leaves their range, it is known which
-    changes suffice: those of the distance to the nearest class."""
+    changes suffice: the gap to another class's logit over the L1 norm of the weights' difference.
+    """
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
     pixels = torch.randint(100, 156, (40, 32, 32, 3), dtype=torch.uint8)
     x = to_input(pixels)
     labels = model(x).argmax(1)
     labels[0] = (labels[0] + 1) % 10  # which it gets wrong as it is
-    nearest = 255 * attacks.class_distances(model, x, labels).amin(1)
+    weights = model[1].weight
+    gaps = model(x).gather(1, labels[:, None]) - model(x)
+    lengths = (weights[labels][:, None] - weights).abs().sum(2)
+    distances = (gaps / lengths.clamp_min(1e-9)).scatter(1, labels[:, None], np.inf)
+    nearest = 255 * distances.amin(1).detach()
     epsilons = nearest[1:].quantile(torch.tensor([0.8, 0.2, 0.45])).tolist()  # between two images'
     assert max(epsilons) < 100
     settings = attacks.Settings(epsilons=tuple(epsilons), attack_targets=2, attack_steps=10)

@@ -163,4 +163,4 @@ def test_risks_are_drawn_where_they_are_measured(images):
     for coverage, risk in zip(found.coverage, found.risk[0], strict=True):
         answered = round(coverage * images / 100)
         assert 1 <= answered <= images and risk == every[answered - 1]
-    assert found.coverage[-1] == 100
+    assert found.coverage[-1] == 100 and found.change is None

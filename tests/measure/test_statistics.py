@@ -23,11 +23,6 @@ from lab.measure.statistics import Difference, Interval, Verdict
 CLASSES = ("a", "b", "c")
 
 
-def slow(*values):
-    """Parameters with which a simulation is left to continuous integration."""
-    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
-
-
 def evaluations(right, labels, network=BASELINE):
     """Evaluations that are right where `right` [seeds, images] says so, else wrong by one class."""
     called = (labels + (~torch.as_tensor(right)).long()) % len(CLASSES)
@@ -201,7 +196,7 @@ def test_bootstraps_margin_agrees_with_its_interval():
     assert found.margin_p(0) > 0.5
 
 
-@pytest.mark.parametrize("images", [200, *slow(1000)])
+@pytest.mark.parametrize("images", [200, 1000])
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_equal_networks_are_seldom_told_apart_on_any_class(seeds, images):
     """400 experiments with ten classes; families of true hypotheses, so 5 % may err at most.
@@ -239,7 +234,7 @@ def test_verdicts_follow_from_the_tests():
         assert (found.verdict, found.is_within_margin) == (expected, within)
 
 
-@pytest.mark.parametrize("seeds", [3, *slow(5, 10)])
+@pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_planned_power_is_found_in_simulations(seeds):
     """Differences as large as the detectable one are found, and equal networks found equivalent
     within the provable margin, as often as was said; 4,000 experiments each."""
@@ -379,7 +374,9 @@ def test_networks_that_are_the_same_are_seldom_told_apart(same_networks, seeds):
     assert told_of_a_class / 1000 <= 0.08, told_of_a_class
 
 
-@pytest.mark.parametrize("seeds", [2, 3, *slow(5, 10)])
+@pytest.mark.parametrize(
+    "seeds", [2, 3, *(pytest.param(seeds, marks=pytest.mark.slow) for seeds in (5, 10))]
+)
 def test_networks_that_differ_by_the_margin_are_seldom_called_equivalent(seeds):
     """1,000 experiments on ten classes of 1,000 images, binomial, the true difference being exactly
     the margin: overall, and on any class, at most 5 % and three standard errors."""

@@ -1,4 +1,4 @@
-"""TODO report/test_paper.py"""
+"""The paper: it compiles, its numbers are a run's, and its text is right whatever was found."""
 
 import dataclasses
 import re
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from helpers import BASELINE, ROOT, SE, STRESS, comparison, look_up, run_record, tiny
+from helpers import BASELINE, ROOT, SE, STRESS, comparison, look_up, run_record, small_recipe, tiny
 from torch import nn
 
 import main
@@ -78,11 +78,11 @@ def test_the_report_has_no_number_of_its_own():
     assert re.findall(r"\d*\.\d+", body) == ["80.4"]  # another paper's result
 
 
-def test_the_report_compiles_clean(tiny_run, tmp_path):
-    text, log, pages = compile_report(tmp_path, tiny_run)
+def test_the_report_compiles_clean(made_tiny_run, tmp_path):
+    text, log, pages = compile_report(tmp_path, made_tiny_run)
     assert_clean(log)
     assert 6 <= pages <= 10
-    accuracy = comparison(tiny_run)["networks"]["baseline"]["accuracy"]["overall"]["value"]
+    accuracy = comparison(made_tiny_run)["networks"]["baseline"]["accuracy"]["overall"]["value"]
     assert f"{accuracy:.2f}" in text
     assert (
         "Shapes" in text
@@ -92,24 +92,25 @@ def test_the_report_compiles_clean(tiny_run, tmp_path):
     assert "One seed can’t speak for the architecture" in text
 
 
+@pytest.mark.slow
 def test_each_network_at_its_own_best_comes_into_the_paper(tiny_run, tmp_path, capsys):
     sys.path.insert(0, str(ROOT / "benchmarks"))
     import tuning
 
-    folder = shutil.copytree(tiny_run, tmp_path / "run")
-    tuning.run(main.parse_settings(tiny(folder, "--epochs", "1", "--seeds", "2")))
-    trained = sorted((folder / "tuning").rglob("*.pth"))
+    tuning.run(main.parse_settings(tiny(tiny_run, "--epochs", "1", "--seeds", "2")))
+    trained = sorted((tiny_run / "tuning").rglob("*.pth"))
     assert len(trained) == 2 * 4 * 2
     table = capsys.readouterr().out
     for path in (trained[0], trained[-1]):
         found = torch.load(path, weights_only=True)["history"][-1]["validation_accuracy"]
         assert f"{found:.2f}" in table
-    text, log, _ = compile_report(tmp_path, folder)
+    text, log, _ = compile_report(tmp_path, tiny_run)
     assert_clean(log)
     assert "SE-Attention: reduction 4" in text and "Each at its best" in text
     assert "Trained on" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stages", [2, 4])
 def test_a_paper_on_networks_of_other_depths(tmp_path, stages):
     main.main(tiny(tmp_path / "run", *STRESS, "--widths", *["16"] * stages))
@@ -118,6 +119,7 @@ def test_a_paper_on_networks_of_other_depths(tmp_path, stages):
     assert f"shuffled down to stage {stages}" in text
 
 
+@pytest.mark.slow
 def test_a_paper_on_networks_without_gates(tmp_path, monkeypatch):
     """Nor with a corruption error, which there is none of where the first network never errs."""
     plain = Network(
@@ -167,6 +169,7 @@ VERDICTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("verdict", "seeds", "networks"), VERDICTS)
 def test_the_reports_text_is_right_whichever_way_it_fell(
     tmp_path, monkeypatch, verdict, seeds, networks
@@ -208,6 +211,12 @@ def readmes_network():
     return eval(line, names)
 
 
+def test_the_readmes_network_computes():
+    model = main.build_network(readmes_network(), small_recipe(), classes=10)
+    assert model(torch.rand(4, 3, 32, 32)).shape == (4, 10)
+
+
+@pytest.mark.slow
 def test_a_third_network_is_a_class_and_a_line(tmp_path, monkeypatch):
     """It goes through training, stress tests, tables and figures to the paper; with two seeds, so
     that all sections show."""
@@ -240,7 +249,8 @@ def test_a_third_network_is_a_class_and_a_line(tmp_path, monkeypatch):
     assert f"{found['networks']['eca']['parameters']:,}" in text
 
 
-def test_the_report_says_what_to_run_and_compiles_when_that_is_done(tiny_run, tmp_path):
+@pytest.mark.slow
+def test_the_report_says_what_to_run_and_compiles_when_that_is_done(made_tiny_run, tmp_path):
     """latexmk must notice results that appear, and a paper on shapes beside one on CIFAR-10."""
     if not shutil.which("latexmk"):
         pytest.skip("latexmk is not installed")
@@ -253,7 +263,7 @@ def test_the_report_says_what_to_run_and_compiles_when_that_is_done(tiny_run, tm
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode != 0 and 'run "python main.py" first' in done.stdout
         assert not (tmp_path / f"{job}.pdf").exists()
-        shutil.copytree(tiny_run, tmp_path / run)
+        shutil.copytree(made_tiny_run, tmp_path / run)
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0 and (tmp_path / f"{job}.pdf").exists(), done.stdout[-3000:]
         assert f"{run}/results/report_values.tex" in (tmp_path / f"{job}.fls").read_text()
