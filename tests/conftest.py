@@ -19,6 +19,14 @@ from lab.measure.evaluation import evaluate_all
 from lab.report import drawing
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """To one process go the tests that want the stress tests' outcome; else a file's tests do."""
+    for item in items:
+        shares = "outcome" in item.fixturenames
+        item.add_marker(pytest.mark.xdist_group("outcome" if shares else item.path.name))
+
+
 def make_once(tmp_path_factory, name, make):
     """A folder that all processes of pytest-xdist share, filled by the first that wants it."""
     folder = tmp_path_factory.getbasetemp()

@@ -30,7 +30,8 @@ STRESS = (
 ).split()
 TRAINED = (
     "--dataset shapes --shapes-train 2500 --shapes-test 400 --epochs 10 --batch-size 64 "
-    "--stem 8 --widths 32 64 64 --stress-images 200 --curve-images 60 --precision fp32"
+    "--stem 8 --widths 32 64 64 --stress-images 200 --attack-images 60 --attack-steps 15 "
+    "--curve-images 60 --precision fp32"
 ).split()
 
 

@@ -44,14 +44,15 @@ def test_transitions_are_counted_by_hand():
 def test_table_csv_figure_and_text_count_the_same(made_tiny_run, tmp_path):
     """Each from its own file."""
     shutil.copytree(made_tiny_run / "models", tmp_path / "models")
-    plotted, real = [], figures.plot_transitions
+    plotted = []
+
+    def plot_only_transitions(results, files):
+        plotted.append(figures.FIGURES["transitions"](results))
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(
-            figures.FIGURES,
-            "transitions",
-            lambda results: plotted.append(real(results)) or plotted[0],
-        )
+        patch.setattr(figures, "save", plot_only_transitions)
         main.main(tiny(tmp_path))
+    (figure,) = plotted
     predictions = pd.read_csv(tmp_path / "results" / "predictions.csv")
     mistakes = pd.read_csv(tmp_path / "results" / "failures.csv")
     table = pd.read_csv(tmp_path / "results" / "transitions.csv", index_col=0)["to SE-Attention"]
@@ -59,7 +60,7 @@ def test_table_csv_figure_and_text_count_the_same(made_tiny_run, tmp_path):
     assert len(predictions) == table.sum() == 100 and len(mistakes) == wrong.sum()
     by_way = mistakes.se_attention_transition.value_counts().reindex(table.index[1:], fill_value=0)
     assert by_way.tolist() == table.iloc[1:].tolist()
-    drawn = [bar.get_width() for bar in plotted[0].axes[0].patches]
+    drawn = [bar.get_width() for bar in figure.axes[0].patches]
     assert drawn == table.iloc[1:].tolist()
     recorded = comparison(tmp_path)["failures"]
     assert list(recorded["transitions"]["se_attention"].values()) == table.tolist()
