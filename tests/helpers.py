@@ -31,7 +31,7 @@ STRESS = (
 TRAINED = (
     "--dataset shapes --shapes-train 2500 --shapes-test 400 --epochs 10 --batch-size 64 "
     "--stem 8 --widths 32 64 64 --stress-images 200 --attack-images 60 --attack-steps 15 "
-    "--curve-images 60 --precision fp32"
+    "--curve-images 60 --foreign-images 400 --score-resamples 100 --precision fp32"
 ).split()
 
 
