@@ -10,6 +10,7 @@ import bisect
 import dataclasses
 import enum
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -435,10 +436,16 @@ def detectable_effect(seeds: int, power: float, level: float) -> float:
 
 
 def power_of_t_test(effect: float, seeds: int, level: float) -> float:
-    """How often a one-sided t test of `seeds` finds `effect` standard deviations."""
+    """How often a one-sided t test of `seeds` finds `effect` standard deviations.
+
+    SciPy, which statsmodels asks, can't compute what is all but certain.
+    """
     from statsmodels.stats.power import TTestPower
 
-    return float(TTestPower().power(effect, seeds, level, alternative="larger"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        power = TTestPower().power(effect, seeds, level, alternative="larger")
+    return float(np.nan_to_num(power, nan=1.0))
 
 
 def count_deciding_seeds(deviation: float, settings: Settings) -> int | None:
