@@ -478,22 +478,17 @@ def make_stage(channels_in: int, channels: int) -> nn.Sequential:
     )
 
 
-def with_attention(attention: Attention) -> Callable[[Recipe, int], Model]:
-    """What builds a `SmallCNN` with this attention."""
-    return lambda recipe, classes: SmallCNN(recipe, classes, attention)
-
-
 # The first network is the one that the others are compared with. The colours are Tol's: they can
 # be told apart by colour-blind readers and in grey print.
 NETWORKS = [
     Network(
         "baseline", "Baseline", "#004488", "o",
-        build=with_attention(nn.Identity),
+        build=partial(SmallCNN, attention=nn.Identity),
         about="nothing between its stages",
     ),
     Network(
         "se_attention", "SE-Attention", "#BB5566", "s",
-        build=with_attention(SEBlock),
+        build=partial(SmallCNN, attention=SEBlock),
         about="an SE block after each stage",
     ),
 ]  # fmt: skip

@@ -1,6 +1,8 @@
 """Fixtures: small runs on drawn shapes, made once for all test processes, and real CIFAR-10."""
 
+import dataclasses
 import os
+import pickle
 import shutil
 import subprocess
 
@@ -19,14 +21,6 @@ from lab.measure.evaluation import evaluate_all
 from lab.report import drawing
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """To one process go the tests that want the stress tests' outcome; else a file's tests do."""
-    for item in items:
-        shares = "outcome" in item.fixturenames
-        item.add_marker(pytest.mark.xdist_group("outcome" if shares else item.path.name))
-
-
 def make_once(tmp_path_factory, name, make):
     """A folder that all processes of pytest-xdist share, filled by the first that wants it."""
     folder = tmp_path_factory.getbasetemp()
@@ -43,7 +37,22 @@ def make_once(tmp_path_factory, name, make):
 @pytest.fixture(scope="session")
 def made_tiny_run(tmp_path_factory):
     """The output folder of a finished tiny run, stress tests and all; not to be changed."""
-    return make_once(tmp_path_factory, "tiny", lambda folder: main.main(tiny(folder, *STRESS)))
+
+    def run_and_keep_results(folder):
+        """The run; beside its files, what it found, caught on its way to them."""
+
+        def write_and_keep(results, files):
+            write_results(results, files)
+            hardware = dataclasses.replace(results.hardware, cancelled=None)  # has a lock
+            picklable = dataclasses.replace(results, hardware=hardware)
+            (folder / "results.pickle").write_bytes(pickle.dumps(picklable))
+
+        write_results = main.write_results
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(main, "write_results", write_and_keep)
+            main.main(tiny(folder / "output", *STRESS))
+
+    return make_once(tmp_path_factory, "tiny", run_and_keep_results) / "output"
 
 
 @pytest.fixture
@@ -76,18 +85,23 @@ def evaluated(trained):
 
 
 @pytest.fixture(scope="session")
-def outcome(trained, evaluated):
+def outcome(trained, evaluated, tmp_path_factory):
     """The stress tests of these networks."""
     settings, hardware, data, _ = trained
-    return stress.run(
-        evaluated,
-        data,
-        main.choose_images(settings, data),
-        settings.stress_tests,
-        settings.rules,
-        settings.recipe.seed,
-        hardware,
-    )
+
+    def test_under_stress(path):
+        found = stress.run(
+            evaluated,
+            data,
+            main.choose_images(settings, data),
+            settings.stress_tests,
+            settings.rules,
+            settings.recipe.seed,
+            hardware,
+        )
+        path.write_bytes(pickle.dumps(found))
+
+    return pickle.loads(make_once(tmp_path_factory, "outcome", test_under_stress).read_bytes())
 
 
 @pytest.fixture(scope="session")
@@ -104,15 +118,9 @@ def dossier(trained, evaluated):
 
 
 @pytest.fixture(scope="session")
-def results(made_tiny_run, tmp_path_factory):
+def results(made_tiny_run):
     """What a tiny run found, caught on its way to the files."""
-    output = tmp_path_factory.mktemp("caught")
-    shutil.copytree(made_tiny_run / "models", output / "models")
-    caught = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main, "write_results", lambda results, files: caught.append(results))
-        main.main(tiny(output, *STRESS))
-    return caught[0]
+    return pickle.loads((made_tiny_run.parent / "results.pickle").read_bytes())
 
 
 @pytest.fixture

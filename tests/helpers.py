@@ -29,8 +29,8 @@ STRESS = (
     "--curve-images 10 --curve-steps 4"
 ).split()
 TRAINED = (
-    "--dataset shapes --shapes-train 2500 --shapes-test 400 --epochs 10 --batch-size 64 "
-    "--stem 8 --widths 32 64 64 --stress-images 200 --attack-images 60 --attack-steps 15 "
+    "--dataset shapes --shapes-train 1500 --shapes-test 400 --epochs 12 --batch-size 64 "
+    "--stem 8 --widths 16 32 64 --stress-images 200 --attack-images 50 --attack-steps 10 "
     "--curve-images 60 --foreign-images 400 --score-resamples 100 --precision fp32"
 ).split()
 

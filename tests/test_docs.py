@@ -63,7 +63,7 @@ def test_the_readme_names_every_option():
 
 
 def test_the_readmes_python_runs(made_tiny_run):
-    code, _ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    code, _, _ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     _, after_imports = code.split("\n\n")
     assert len(after_imports.splitlines()) == 5
     of_this_run = tiny(made_tiny_run, "--precision", "fp32")

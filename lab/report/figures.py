@@ -548,6 +548,7 @@ def save(results: Results, files: ResultFiles) -> None:
             figure = plot()
             if figure is not None:
                 png = drawing.rendered(figure, "png", {"Software": None})
+                figure.set_layout_engine("none")  # the PDF is laid out as the PNG, which saves time
                 pdf = drawing.rendered(figure, "pdf", {"CreationDate": None})
                 files.write(f"plots/{name}.png", png)
                 files.write(f"plots/{name}.pdf", pdf)

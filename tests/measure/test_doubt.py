@@ -1,6 +1,7 @@
 """Doubt: risks, foreign images and sets of classes, counted or against scikit-learn."""
 
 import dataclasses
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -90,10 +91,14 @@ def test_sets_of_classes_hold_the_true_one_as_often_as_they_should():
     assert doubt.least_probability(logits[:5], labels[:5], 0.1) == 0  # too few to leave any out
 
 
-def test_coverage_on_test_images_is_within_its_interval(stressed):
+def test_coverage_on_test_images_is_within_its_interval(trained, stressed):
+    """Which validation images a network has is chance too: the coverage's law is beta-binomial."""
+    _, _, data, networks = trained
+    held_out = len(data.splits[42].validation)
+    rank = math.ceil(0.9 * (held_out + 1))
     for one in stressed.values():
         conformal = one.doubt.conformal
-        low, high = scipy.stats.binom.interval(0.999, 400, 0.9)
+        low, high = scipy.stats.betabinom.interval(0.999, 400, rank, held_out + 1 - rank)
         assert low <= conformal.coverage.by_seed[0] * 4 <= high
         assert 0.5 < conformal.size.by_seed[0] < 10
 

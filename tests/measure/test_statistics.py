@@ -1,6 +1,7 @@
 """The statistics against scipy and statsmodels, and the verdict on networks that are the same."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -329,7 +330,7 @@ class Open(main.SEBlock):
 def same_networks(tmp_path_factory):
     """Right answers [24, images], by seed, of the Baseline and of a network that computes the same,
     in turn."""
-    as_baseline = [main.with_attention(nn.Identity), main.with_attention(Open)]
+    as_baseline = [partial(main.SmallCNN, attention=nn.Identity), partial(main.SmallCNN, attention=Open)]
     recipe = main.Recipe(
         dataset="shapes", shapes_train=400, epochs=8, crop_epochs=0, batch_size=32, stem=4
     )

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -124,7 +125,7 @@ def test_a_paper_on_networks_without_gates(tmp_path, monkeypatch):
     """Nor with a corruption error, which there is none of where the first network never errs."""
     plain = Network(
         "plain", "Plain", "#DDAA33", "^",
-        build=main.with_attention(nn.Identity),
+        build=partial(main.SmallCNN, attention=nn.Identity),
         about="nothing either",
     )  # fmt: skip
     monkeypatch.setattr(main, "NETWORKS", [main.NETWORKS[0], plain])
@@ -162,8 +163,8 @@ def blind(recipe, classes):
 
 
 VERDICTS = [
-    (Verdict.WORSE, 1, [BASELINE, dataclasses.replace(SE, build=main.with_attention(Shut))]),
-    (Verdict.EQUIVALENT, 1, [BASELINE, dataclasses.replace(SE, build=main.with_attention(Idle))]),
+    (Verdict.WORSE, 1, [BASELINE, dataclasses.replace(SE, build=partial(main.SmallCNN, attention=Shut))]),
+    (Verdict.EQUIVALENT, 1, [BASELINE, dataclasses.replace(SE, build=partial(main.SmallCNN, attention=Idle))]),
     (Verdict.UNDECIDED, 2, [BASELINE, SE]),
     (Verdict.BETTER, 2, [dataclasses.replace(BASELINE, build=blind), SE]),
 ]
@@ -204,11 +205,11 @@ def test_the_reports_text_is_right_whichever_way_it_fell(
 def readmes_network():
     """The README's example of a third network, as it is written there."""
     text = (ROOT / "README.md").read_text()
-    _, code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    _, block, entry = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names = dict(vars(main))
-    exec(code, names)
-    (line,) = re.findall(r"^`(Network\(.*\))`", text, re.MULTILINE)
-    return eval(line, names)
+    exec(block, names)
+    (network,) = eval(f"[{entry}]", names)
+    return network
 
 
 def test_the_readmes_network_computes():
