@@ -186,7 +186,9 @@ def spatter(x: np.ndarray, strength: Spatter, rng: np.random.Generator) -> np.nd
         cover[cover < 0.8] = 0
         return x * (1 - cover[..., None]) + mud * cover[..., None]
     water = np.array([175, 238, 238]) / 255
-    light = np.stack([light_on_drops(one) for one in round_down(liquid)])
+    # Liquid above 1 begins again at 0, as the benchmark's cast to 8 bits makes it.
+    in_bytes = (liquid * 255).astype(int) % 256
+    light = np.stack([light_on_drops(one) for one in in_bytes.astype(np.uint8)])
     return x + strength.opacity * light[..., None] * water
 
 
@@ -226,7 +228,7 @@ def draw_clouds(count: int, decay: float, rng: np.random.Generator) -> np.ndarra
         noise = wibble * rng.uniform(-wibble, wibble, (3, *centres.shape))
         centres[:] = (down + np.roll(down, -1, 2)) / 4 + noise[0]
         sky[:, ::step, half::step] = (centres + np.roll(centres, 1, 1) + across) / 4 + noise[1]
-        sky[:, half::step, ::step] = (centres + np.roll(centres, 1, 2) + across) / 4 + noise[2]
+        sky[:, half::step, ::step] = (centres + np.roll(centres, 1, 2) + down) / 4 + noise[2]
         step = half
         wibble /= decay
     sky -= sky.min((1, 2), keepdims=True)
@@ -267,21 +269,36 @@ def elastic_transform(
     Strengths are shares of the side: how far pixels move, how smoothly, how far corners move.
     """
     amplitude, smoothness, shift = IMAGE_SIZE * np.array(strength)
-    columns, rows = np.meshgrid(np.arange(float(IMAGE_SIZE)), np.arange(float(IMAGE_SIZE)))
-    place = np.stack([columns, rows, np.ones_like(rows)], axis=-1)
     corners = np.array([[26.0, 26], [26, 6], [6, 6]])  # of a square around the middle
-    moved = corners + rng.uniform(-shift, shift, (len(x), 3, 2))
-    moved = np.pad(moved, ((0, 0), (0, 0), (0, 1)), constant_values=1)
+    shifts = rng.uniform(-shift, shift, (len(x), 3, 2)).astype(np.float32)
+    moved = np.pad(corners + shifts, ((0, 0), (0, 0), (0, 1)), constant_values=1)
     affine = np.linalg.solve(moved, np.broadcast_to(corners, (len(x), 3, 2)))  # new to old places
+    mapped = map_in_fixed_point(affine)
     noise = rng.uniform(-1, 1, (len(x), IMAGE_SIZE, IMAGE_SIZE, 2))
-    wave = amplitude * scipy.ndimage.gaussian_filter(
-        noise, (0, smoothness, smoothness, 0), truncate=3
-    )
+    wave = scipy.ndimage.gaussian_filter(noise, (0, smoothness, smoothness, 0), truncate=3)
+    places = np.stack(np.meshgrid(np.arange(IMAGE_SIZE), np.arange(IMAGE_SIZE)), axis=-1)
+    waved = places + amplitude * wave
+    # The map mirrors beyond the centres of the outermost pixels and the wave beyond their edges,
+    # as the benchmark's two libraries do; grid_sample's places run from -1 to 1.
+    centres = torch.from_numpy(mapped * 2 / (IMAGE_SIZE - 1) - 1)
+    edges = torch.from_numpy((2 * waved + 1) / IMAGE_SIZE - 1)
     planes = torch.from_numpy(x).permute(0, 3, 1, 2)
-    for source in (np.einsum("hwk,nkc->nhwc", place, affine), place[..., :2] + wave):
-        grid = torch.from_numpy(source * 2 / (IMAGE_SIZE - 1) - 1)  # grid_sample's -1 to 1
-        planes = F.grid_sample(planes, grid, padding_mode="reflection", align_corners=True)
+    planes = F.grid_sample(planes, centres, padding_mode="reflection", align_corners=True)
+    planes = F.grid_sample(planes, edges, padding_mode="reflection", align_corners=False)
     return planes.permute(0, 2, 3, 1).numpy()
+
+
+def map_in_fixed_point(affine: np.ndarray) -> np.ndarray:
+    """Where each pixel comes from, by affine maps [N, 3, 2] of (column, row, 1): [N, 32, 32, 2].
+
+    In whole 32nds of a pixel, rounded as OpenCV's warpAffine did before its version 5.
+    """
+    columns = np.arange(IMAGE_SIZE)[None, None, :, None]
+    rows = np.arange(IMAGE_SIZE)[None, :, None, None]
+    of_column, of_row, offset = np.moveaxis(affine, 1, 0)[:, :, None, None, :]
+    along = np.rint(of_column * columns * 1024)
+    down = np.rint((of_row * rows + offset) * 1024)
+    return np.floor((along + down + 16) / 32) / 32
 
 
 def pixelate(x: np.ndarray, scale: float, rng: np.random.Generator) -> np.ndarray:
@@ -407,8 +424,7 @@ def corrupt(pixels: Tensor, corruption: Corruption, severity: int, seed: int) ->
 
 def round_down(x: np.ndarray) -> np.ndarray:
     """Numbers as uint8, 1 as 255; what lies between two is rounded down, as in the benchmark."""
-    # A thousandth more, so that k / 255 stays k.
-    return (x.clip(0, 1) * 255 + 1e-3).astype(np.uint8)
+    return (x.clip(0, 1) * 255).astype(np.uint8)
 
 
 def names_of(data: Dataset) -> list[str]:
