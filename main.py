@@ -869,7 +869,10 @@ def agree_on_precision(
             delete_weights(jobs)
         precision = precision_of_files(jobs, settings.machine.precision, classes) or precision
     agreed = hardware.ranks.share("precision", precision)
-    return dataclasses.replace(hardware, precision=cast(Precision, agreed))
+    if agreed == hardware.precision:
+        return hardware
+    reason = "the weights there are were trained in it"
+    return dataclasses.replace(hardware, precision=cast(Precision, agreed), reason=reason)
 
 
 def delete_weights(jobs: Sequence[TrainingJob]) -> None:

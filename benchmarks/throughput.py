@@ -32,7 +32,7 @@ from torchvision import transforms
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main
 from lab.data.images import IMAGE_SIZE, Dataset, Images, to_input
-from lab.machine.device import WORTHWHILE_SPEEDUP, Hardware, bfloat16_speedup, prepare_machine
+from lab.machine.device import Hardware, prepare_machine
 from lab.machine.parallel import in_parallel
 from lab.measure.evaluation import logits_of
 from lab.measure.models import Network, TrainedModel
@@ -317,24 +317,12 @@ def measure_usual(
     return Row(f"usual, {network.title}", speed, step_flops(network, data, recipe))
 
 
-def say_precision(settings: main.Settings, hardware: Hardware) -> str:
-    """The arithmetic, and why it was chosen."""
-    if settings.machine.precision != "auto":
-        return f"{hardware.precision}, as asked"
-    if hardware.device.type == "cuda":
-        return f"{hardware.precision}, as the GPU has it"
-    speedup = bfloat16_speedup()
-    worthwhile = WORTHWHILE_SPEEDUP
-    measured = f"bf16 convolves {speedup:.2f} times as fast as fp32"
-    return f"{hardware.precision}, since {measured} ({worthwhile} would do)"
-
-
 def run(settings: main.Settings) -> None:
     hardware = prepare_machine(settings.machine, len(main.NETWORKS))
     data = few_images(main.load_data(settings), settings.recipe)
     whole_images = dataclasses.replace(settings.recipe, crop_epochs=0.0)  # as the usual network's
     print(f"{hardware.description}, PyTorch {torch.__version__}; takes some minutes")
-    print(f"precision: {say_precision(settings, hardware)}", flush=True)
+    print(f"precision: {hardware.precision}, since {hardware.reason}", flush=True)
 
     peak = peak_tflops(hardware)
     same = [measure_ours(n, data, whole_images, hardware) for n in USUAL_NETWORKS]

@@ -15,6 +15,9 @@ import sys
 # Here, since every room's import comes by first, before that of torch and matplotlib.
 # cuBLAS is deterministic only with a fixed workspace, and reads this when CUDA starts.
 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+# Where one of these is set, importing torch ties this process to fewer cores than it was granted.
+for binding in ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"):
+    os.environ.pop(binding, None)
 # Figures go to files alone. A notebook's cells hand on a backend that only notebooks have.
 os.environ["MPLBACKEND"] = "agg"
 

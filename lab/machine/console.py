@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +30,9 @@ def prepare() -> None:
         if isinstance(stream, io.TextIOWrapper):  # not in a notebook
             # What a console can't show (a folder's name) is shown by its number.
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Elsewhere (as under Gradio, Streamlit or Ray) signals are the main thread's own business.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def on_terminal() -> bool:

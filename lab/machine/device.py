@@ -7,7 +7,6 @@ handed; this process has then been made deterministic.
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import platform
 import re
@@ -83,6 +82,10 @@ def find_ranks() -> Ranks:
     try:
         board, rank, count = next(torch.distributed.rendezvous("env://"))
     except (ValueError, RuntimeError) as error:
+        if "libuv" in str(error):
+            sys.exit(
+                f"{PROGRAM}: this PyTorch has no libuv: set USE_LIBUV=0 for torchrun ({error})"
+            )
         sys.exit(f"{PROGRAM}: WORLD_SIZE is set, but not by torchrun: start it with that ({error})")
     rank_here = int(os.environ.get("LOCAL_RANK", rank))
     count_here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
@@ -100,6 +103,7 @@ class Hardware:
     device: torch.device
     precision: Precision
     description: str
+    reason: str = ""  # why this precision
     eval_batch: int = 1000
     ranks: Ranks = field(default_factory=Ranks)
     at_once: int = 1  # how many networks are trained or tried in parallel
@@ -125,14 +129,12 @@ def prepare_machine(settings: MachineSettings, networks: int) -> Hardware:
     ranks = find_ranks()
     limit_threads(ranks)
     device = choose_device(settings.device, ranks.rank_here)
-    if settings.precision != "auto":
-        precision: Precision = settings.precision
-    else:
-        precision = "bf16" if computes_bfloat16_fast(device) else "fp32"
+    arithmetic = choose_arithmetic(settings.precision, device)
     at_once = min(networks, most_at_once(device, ranks))
     return Hardware(
         device=device,
-        precision=precision,
+        precision=arithmetic.precision,
+        reason=arithmetic.reason,
         description=describe(device, at_once),
         eval_batch=settings.eval_batch,
         ranks=ranks,
@@ -175,12 +177,23 @@ def choose_device(wanted: Literal["auto", "cuda", "cpu"], rank_here: int) -> tor
             torch.cuda.set_device(device)
             return device
     else:
-        problem = "it sees no CUDA device"
+        problem = problem_of_driver() or "it sees no CUDA device"
     if wanted == "cuda":
         refuse("device", f"PyTorch {torch.__version__} can't use CUDA: {problem}")
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() or problem_of_driver():
         print(f"On the CPU, since PyTorch {torch.__version__} can't use CUDA: {problem}")
     return cpu
+
+
+def problem_of_driver() -> str:
+    """Why a driver that is there does not serve, and the cure; "" where there is none at all."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].partition(" Please update")[0]
+        if "driver" in reason and "too old" in reason:
+            return f"{reason} Update the driver, or install a PyTorch for an older CUDA"
+    return ""
 
 
 def try_out(device: torch.device) -> str:
@@ -204,13 +217,26 @@ def allow_only_deterministic_algorithms() -> None:
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
-    # fp32 means fp32, whatever a container has set.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.set_float32_matmul_precision("highest")
+    compute_float32_in_float32()
     # Sums of bfloat16 products in float32, as CPUs take them.
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     # Deterministic mode would also fill every new tensor with NaN; nothing here reads those.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def compute_float32_in_float32() -> None:
+    """Not in TF32 or bfloat16, whatever a container has set: convolutions, RNNs and products."""
+    if not hasattr(torch.backends, "fp32_precision"):  # before PyTorch 2.9
+        torch.backends.cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
+        return
+    cudnn = torch.backends.cudnn
+    mkldnn = torch.backends.mkldnn
+    for part in (
+        torch.backends, torch.backends.cuda.matmul, cudnn, cudnn.conv, cudnn.rnn,
+        mkldnn, mkldnn.conv, mkldnn.rnn, mkldnn.matmul,
+    ):  # fmt: skip
+        part.fp32_precision = "ieee"
 
 
 def keep_freed_memory() -> None:
@@ -231,32 +257,63 @@ def has_amx() -> bool:
     return torch.cpu._is_amx_tile_supported()  # PyTorch's own check, though its name starts with _
 
 
-def computes_bfloat16_fast(device: torch.device) -> bool:
-    """Whether bfloat16 is worth its rounding.
+@dataclass(frozen=True)
+class Arithmetic:
+    """The arithmetic that networks compute in, and why."""
 
-    On CPUs that is measured. What a processor says of itself does not tell: some emulate bfloat16,
-    and of those that have instructions for it, some are twice as fast with them and some no faster.
+    precision: Precision
+    reason: str
+
+
+def choose_arithmetic(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Arithmetic:
+    """bfloat16 where it is worth its rounding, unless the other is wanted.
+
+    A GPU says whether it has it. So does a processor with AMX, and one of Intel's kind without any
+    instruction for it. Of the others some are twice as fast in bfloat16 and some no faster, which
+    what they say of themselves does not tell: they are measured.
     """
+    if wanted != "auto":
+        return Arithmetic(wanted, "as asked")
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bfloat16_speedup() >= WORTHWHILE_SPEEDUP
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Arithmetic("bf16", "the GPU has it")
+        return Arithmetic("fp32", "the GPU has no bfloat16")
+    if has_amx():
+        return Arithmetic("bf16", "the processor has AMX")
+    if is_x86() and not torch.cpu._is_avx512_bf16_supported():
+        return Arithmetic("fp32", "the processor has no bfloat16")
+    speedup = bfloat16_speedup()
+    precision: Precision = "bf16" if speedup >= WORTHWHILE_SPEEDUP else "fp32"
+    return Arithmetic(
+        precision, f"bfloat16 measured {speedup:.2f} times as fast, {WORTHWHILE_SPEEDUP} would do"
+    )
+
+
+def is_x86() -> bool:
+    """Whether the processor is one of Intel's kind, which says what it has."""
+    return platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
 
 
 def bfloat16_speedup() -> float:
     """How many times as fast a CPU computes a convolution in bfloat16 as in float32.
 
-    One of the size of these networks' own, with its gradients; the best of a few tries each, in
-    turn, which takes a tenth of a second.
+    One of the size of these networks' own, with its gradients, on one thread: ten tries each, in
+    turn. The processor's own time counts, so that other processes on it do not.
     """
-    seconds = {torch.float32: math.inf, torch.bfloat16: math.inf}
-    for _ in range(1 + 4):  # the first try chooses the kernels
-        for dtype, best in seconds.items():
-            seconds[dtype] = min(best, seconds_of_convolution(dtype))
-    return seconds[torch.float32] / seconds[torch.bfloat16]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    seconds = {torch.float32: 0.0, torch.bfloat16: 0.0}
+    for dtype in seconds:
+        seconds_of_convolution(dtype)  # which chooses the kernels
+    for _ in range(10):
+        for dtype in seconds:
+            seconds[dtype] += seconds_of_convolution(dtype)
+    torch.set_num_threads(threads)
+    return seconds[torch.float32] / max(seconds[torch.bfloat16], 1e-9)
 
 
 def seconds_of_convolution(dtype: torch.dtype) -> float:
-    """How long a convolution takes, forward and both gradients.
+    """The processor's time for a convolution, forward and both gradients.
 
     From 64 to 192 channels, on 64 images of 12x12 pixels.
     """
@@ -264,9 +321,9 @@ def seconds_of_convolution(dtype: torch.dtype) -> float:
     convolution.to(memory_format=torch.channels_last)
     images = torch.zeros(64, 64, 12, 12, dtype=dtype, requires_grad=True)
     channels_last = images.to(memory_format=torch.channels_last)
-    start = time.perf_counter()
+    start = time.process_time()
     convolution(channels_last).sum().backward()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def describe(device: torch.device, at_once: int) -> str:

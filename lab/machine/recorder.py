@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lab.machine.console import say
+
 # From pixels uint8 [B, size, size, 3] and labels int64 [B], what a step gives, each of shape [].
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -39,13 +41,20 @@ class Recorder:
         self.step = step
         self.calls: Counter[torch.Size] = Counter()
         self.recordings: dict[torch.Size, Recording] = {}
+        self.can_record = True
 
     def __call__(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         self.calls[pixels.shape] += 1
-        if self.calls[pixels.shape] <= self.first_calls:
+        if self.calls[pixels.shape] <= self.first_calls or not self.can_record:
             return self.step(pixels, labels)
         if pixels.shape not in self.recordings:
-            self.recordings[pixels.shape] = self.record(pixels.clone(), labels.clone())
+            try:
+                self.recordings[pixels.shape] = self.record(pixels.clone(), labels.clone())
+            except RuntimeError as error:  # some drivers, some cards of AMD's
+                self.can_record = False
+                reason = str(error).splitlines()[0]
+                say(f"Training goes on in single steps, since none can be recorded: {reason}")
+                return self.step(pixels, labels)
         recording = self.recordings[pixels.shape]
         recording.pixels.copy_(pixels)
         recording.labels.copy_(labels)
@@ -53,6 +62,7 @@ class Recorder:
         return recording.answers
 
     def record(self, pixels: Tensor, labels: Tensor) -> Recording:
+        """A step on these tensors, which is not carried out; RuntimeError where that can't be."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             answers = self.step(pixels, labels)

@@ -84,6 +84,7 @@ def comparison_record(results: Results) -> dict[str, Any]:
         "settings": setup.options,
         "device": results.hardware.description,
         "precision": results.hardware.precision,
+        "precision_reason": results.hardware.reason,
         "versions": versions(),
         "classes": results.classes,
         "classes_count": len(results.classes),
