@@ -15,7 +15,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import joblib
@@ -230,8 +230,8 @@ def compute_float32_in_float32() -> None:
         torch.backends.cudnn.allow_tf32 = False
         torch.set_float32_matmul_precision("highest")
         return
-    cudnn = torch.backends.cudnn
-    mkldnn = torch.backends.mkldnn
+    cudnn: Any = torch.backends.cudnn
+    mkldnn: Any = torch.backends.mkldnn
     for part in (
         torch.backends, torch.backends.cuda.matmul, cudnn, cudnn.conv, cudnn.rnn,
         mkldnn, mkldnn.conv, mkldnn.rnn, mkldnn.matmul,
