@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 import urllib.parse
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,20 +59,25 @@ class MirrorError(Exception):
     """A mirror does not give the archive, or gives it too slowly."""
 
 
+TRIES = 4  # of each address, with what it gave before kept
+
+
 def fetch(archive: Archive, path: Path, settings: Settings) -> None:
     """Download `archive` to `path` from the first mirror that gives it whole.
 
-    A mirror that gives something before it fails is tried again after the others, and goes on
-    where it stopped; so is one that went on from what turned out to be bad. A UserError names all
-    that failed.
+    Mirrors take turns. One that gave something before it failed is tried again after the others,
+    and goes on where it stopped; so is one that went on from what turned out to be bad. None is
+    tried more than `TRIES` times. A UserError says what each did.
     """
     part = path.with_name(f"{path.name}.part")
     waiting = list(archive.mirrors)
     if settings.mirror:
         waiting.insert(0, settings.mirror)
+    tries: Counter[str] = Counter()
     problems: dict[str, Exception] = {}
     while waiting:
         url = waiting.pop(0)
+        tries[url] += 1
         had = size_of(part)
         is_last = not waiting or url in problems
         try:
@@ -86,7 +92,7 @@ def fetch(archive: Archive, path: Path, settings: Settings) -> None:
             problems[url] = error
             has_grown = size_of(part) > had
             went_on_from_bad = had > 0 and not part.exists()
-            if has_grown or went_on_from_bad:
+            if (has_grown or went_on_from_bad) and tries[url] < TRIES:
                 waiting.append(url)
     raise UserError(say_failed(archive, path, problems))
 

@@ -128,8 +128,8 @@ def refuse_without_locks(folder: Path) -> None:
 
 
 def as_json(content: object) -> str:
-    """`content` may hold arrays, which become lists."""
-    return json.dumps(content, indent=2, default=np.ndarray.tolist) + "\n"
+    """`content` may hold arrays, which become lists. ValueError for NaN, which JSON has not."""
+    return json.dumps(content, indent=2, default=np.ndarray.tolist, allow_nan=False) + "\n"
 
 
 def write_tensors(path: Path, content: dict[str, Any]) -> None:

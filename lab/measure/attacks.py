@@ -24,7 +24,7 @@ from lab.machine.options import Between
 from lab.machine.parallel import Tick, try_each
 from lab.measure import statistics
 from lab.measure.evaluation import ByNetwork, at_labels, first_key
-from lab.measure.statistics import Estimate, Interval
+from lab.measure.statistics import Difference, Estimate, Interval, Verdict
 
 Classify = Callable[[Tensor], Tensor]  # a network: from images to logits
 PUSH_MOMENTUM = 0.75
@@ -212,13 +212,16 @@ class Scores:
     intervals: tuple[Interval, ...]  # of the mean of `robust`, by epsilon
     median_epsilon: Estimate  # of 255; half of the images withstand it
     change: tuple[Interval, ...] | None  # of `robust` from the first network, in points
+    # From `robust` to `transferred`, by epsilon, with p corrected over these
+    transfer: tuple[Difference, ...]
 
     def is_masked(self) -> bool:
         """Whether what was made for other networks fools this one more than what was made for it.
 
-        Then its gradients hide what it does not withstand (Athalye et al., ICML 2018).
+        Beyond chance, at any epsilon. Then its gradients hide what it does not withstand (Athalye
+        et al., ICML 2018).
         """
-        return bool((self.transferred.mean(0) < self.robust.mean(0)).any())
+        return any(difference.verdict is Verdict.WORSE for difference in self.transfer)
 
 
 def study(
@@ -270,8 +273,9 @@ def score(
         change = None
         if key != first_key(attacked):
             gains = 100.0 * robust[key] - 100.0 * first
-            change = changes_by_epsilon(gains, rules, seed)
+            change = tuple(one.interval for one in judge_by_epsilon(gains, rules, seed))
         images = robust[key].shape[2]
+        transfer = judge_by_epsilon(100.0 * transferred - 100.0 * robust[key], rules, seed)
         counts = robust[key].sum(2)  # [seeds, epsilons]
         intervals = [statistics.share_interval(count, images, rules) for count in counts.T]
         scores[key] = Scores(
@@ -288,19 +292,17 @@ def score(
                 of_one_image=0,
             ),
             change=change,
+            transfer=statistics.correct_differences(transfer, rules.level),
         )
     return scores
 
 
-def changes_by_epsilon(
-    gains: np.ndarray, rules: statistics.Settings, seed: int
-) -> tuple[Interval, ...]:
-    """The changes that are the means of `gains` [seeds, epsilons, images], in points."""
-    resolution = 100 / gains.shape[2]
-    changes = []
+def judge_by_epsilon(gains: np.ndarray, rules: statistics.Settings, seed: int) -> list[Difference]:
+    """The differences that are the means of `gains` [seeds, epsilons, images], in points."""
+    differences = []
     for k in range(gains.shape[1]):
-        changes.append(statistics.judge(gains[:, k], resolution, rules, seed).interval)
-    return tuple(changes)
+        differences.append(statistics.judge(gains[:, k], 100 / gains.shape[2], rules, seed))
+    return differences
 
 
 def median_epsilon(clean: np.ndarray, robust: np.ndarray, epsilons: Sequence[float]) -> float:

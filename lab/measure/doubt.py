@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -260,10 +261,16 @@ def detect(
     by_seed: Sequence[tuple[np.ndarray, np.ndarray]], rules: statistics.Settings, seed: int
 ) -> Detection:
     """From each seed's familiarity and which images are own."""
-    return Detection(
-        auroc=statistics.estimate(auroc, by_seed, rules, seed, of_one_image=0),
-        false_positives=statistics.estimate(false_positives, by_seed, rules, seed, of_one_image=0),
+    _, is_own = by_seed[0]
+    estimate = partial(
+        statistics.estimate,
+        by_seed=by_seed,
+        settings=rules,
+        seed=seed,
+        of_one_image=0,
+        groups=is_own,
     )
+    return Detection(auroc=estimate(auroc), false_positives=estimate(false_positives))
 
 
 def study_conformal(

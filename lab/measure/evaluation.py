@@ -142,7 +142,8 @@ def evaluate(
 
     logits = outputs.logits
     confidence, predicted = logits.softmax(1).max(1)
-    confusion = confusion_matrix(labels, predicted, labels=range(logits.shape[1]))
+    classes = range(logits.shape[1])
+    confusion = confusion_matrix(labels.numpy(), predicted.numpy(), labels=classes)
     images_by_class = confusion.sum(1)
     class_accuracy = 100 * confusion.diagonal() / images_by_class.clip(1)
     accuracy = 100 * confusion.trace() / confusion.sum()

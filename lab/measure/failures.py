@@ -178,7 +178,7 @@ def score_classes(evaluations: Sequence[Evaluation], labels: Tensor, classes: in
     by_seed = []
     for evaluation in evaluations:
         precision, recall, f1, _ = precision_recall_fscore_support(
-            labels, evaluation.predicted, labels=range(classes), zero_division=0
+            labels.numpy(), evaluation.predicted.numpy(), labels=range(classes), zero_division=0
         )
         by_seed.append((100 * precision, 100 * recall, 100 * f1))
     network = evaluations[0].trained.network
@@ -300,12 +300,12 @@ def prediction_rows(by_network: ByNetwork, test: Images, classes: Sequence[str])
         columns: dict[str, Any] = {
             "seed": first.trained.seed,
             "index": np.arange(len(test)),
-            "true_class": names[test.labels],
+            "true_class": names[test.labels.numpy()],
         }
         for key, evaluations in by_network.items():
             evaluation = evaluations[k]
             chance = evaluation.logits.softmax(1)
-            columns[f"{key}_predicted"] = names[evaluation.predicted]
+            columns[f"{key}_predicted"] = names[evaluation.predicted.numpy()]
             columns[f"{key}_confidence"] = evaluation.confidence.numpy()
             columns[f"{key}_true_class_probability"] = at_labels(chance, test.labels).numpy()
             columns[f"{key}_correct"] = evaluation.correct

@@ -19,7 +19,8 @@ class Familiar:
     fingerprint: str  # of these weights
     temperature: float
     class_means: list[list[float]]  # [classes][C]: of the validation images
-    limit: float  # within which --familiar-share of the test images lie from the nearest mean
+    limit: float  # within which that share of the test images lie from the nearest mean
+    share: float = 0.99
 
 
 def find(evaluation: Evaluation, share: float) -> Familiar:
@@ -31,4 +32,5 @@ def find(evaluation: Evaluation, share: float) -> Familiar:
         temperature=evaluation.temperature,
         class_means=means.tolist(),
         limit=float(distances.quantile(share)),
+        share=share,
     )

@@ -27,7 +27,7 @@ class FixedGates(nn.Module):
         self.gates = gates  # [C]
 
     def forward(self, activations: Tensor) -> Tensor:
-        return activations * self.gates[:, None, None]
+        return activations * self.gates.type_as(activations)[:, None, None]
 
 
 @dataclass(frozen=True)

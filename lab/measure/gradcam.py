@@ -19,17 +19,29 @@ from lab.measure.evaluation import ByNetwork, Evaluation, at_labels
 from lab.measure.models import Model, Network
 
 
+BATCH = 500  # images at a time: their activations and gradients take about 1 GB
+
+
 def heatmaps_of(model: Model, pixels: Tensor, classes: Tensor) -> Tensor:
     """Grad-CAM (Selvaraju et al., ICCV 2017) of `classes` int64 [N] on the network's features.
 
     Takes images uint8 [N, 32, 32, 3], computes in float32. Returns heatmaps float32 [N, 32, 32]
     on the CPU, each scaled to [0, 1]; zero where no activation speaks for the class.
     """
+    model.eval()
+    heatmaps = []
+    for part, classes_of_part in zip(pixels.split(BATCH), classes.split(BATCH), strict=True):
+        heatmaps.append(heatmaps_of_batch(model, part, classes_of_part))
+    return torch.cat(heatmaps)
+
+
+def heatmaps_of_batch(model: Model, pixels: Tensor, classes: Tensor) -> Tensor:
+    """The same of images that are computed at once; `model` is in evaluation mode."""
     device = next(model.parameters()).device
-    images = to_input(pixels.to(device))
-    features = model.eval().features(images).detach().requires_grad_()  # [N, C, H, W]
-    logits = model.classify(features)
-    scores = at_labels(logits, classes.to(device))
+    with torch.no_grad():
+        features = model.features(to_input(pixels.to(device)))  # [N, C, H, W]
+    features = features.detach().requires_grad_()
+    scores = at_labels(model.classify(features), classes.to(device))
     (gradients,) = torch.autograd.grad(scores.sum(), features)
     weights = gradients.mean((2, 3), keepdim=True)  # equation 1
     heat = F.relu((weights * features).sum(1, keepdim=True)).detach()  # equation 2

@@ -111,7 +111,7 @@ def score_maps(
     rank = order.argsort(1).view(*maps.shape, 1)
     pixels = images.pixels
     grey = pixels.float().mean((0, 1, 2)).byte()
-    blurred = torch.from_numpy(scipy.ndimage.gaussian_filter(pixels, (0, 5, 5, 0)))
+    blurred = torch.from_numpy(scipy.ndimage.gaussian_filter(pixels.numpy(), (0, 5, 5, 0)))
     deletion = []
     insertion = []
     for step in range(steps + 1):
@@ -148,7 +148,7 @@ def rank_correlation(maps: Tensor, others: Tensor) -> float:
     """Mean over images of Spearman's correlation of two heatmaps, [N, 32, 32] each."""
     standardised = []
     for part in (maps, others):
-        ranks = scipy.stats.rankdata(part.flatten(1), axis=1)
+        ranks = scipy.stats.rankdata(part.flatten(1).numpy(), axis=1)
         centred = ranks - ranks.mean(1, keepdims=True)
         standardised.append(centred / ranks.std(1, keepdims=True).clip(1e-9))
     return float((standardised[0] * standardised[1]).mean())

@@ -473,10 +473,20 @@ def share_of_better_seeds(gains: np.ndarray, level: float) -> Interval:
     return wilson_interval(better, len(gains), level)
 
 
+def correct_differences(differences: Sequence[Difference], level: float) -> tuple[Difference, ...]:
+    """The differences with p corrected over them by Holm's method, and the verdicts that follow."""
+    p_holm = holm([difference.p for difference in differences], level)
+    margin_p_holm = holm([difference.margin_p for difference in differences], level)
+    corrected = []
+    for difference, p, margin_p in zip(differences, p_holm, margin_p_holm, strict=True):
+        replaced = dataclasses.replace(difference, p_holm=p, margin_p_holm=margin_p)
+        corrected.append(decide(replaced, level))
+    return tuple(corrected)
+
+
 def correct_by_holm(groups: Sequence[GroupComparison], level: float) -> list[GroupComparison]:
     """The groups with p corrected over the groups, and the verdicts that follow."""
-    p_holm = holm([group.difference.p for group in groups], level)
-    margin_p_holm = holm([group.difference.margin_p for group in groups], level)
+    differences = correct_differences([group.difference for group in groups], level)
     seeds = len(groups[0].by_seed)
     by_seed = []  # [seeds, groups]
     for s in range(seeds):
@@ -486,11 +496,7 @@ def correct_by_holm(groups: Sequence[GroupComparison], level: float) -> list[Gro
         tests = []
         for s, test in enumerate(group.by_seed):
             tests.append(dataclasses.replace(test, p_holm=by_seed[s][k]))
-        corrected = dataclasses.replace(
-            group.difference, p_holm=p_holm[k], margin_p_holm=margin_p_holm[k]
-        )
-        difference = decide(corrected, level)
-        result.append(dataclasses.replace(group, difference=difference, by_seed=tuple(tests)))
+        result.append(dataclasses.replace(group, difference=differences[k], by_seed=tuple(tests)))
     return result
 
 
@@ -515,11 +521,13 @@ def estimate(
     settings: Settings,
     seed: int,
     of_one_image: float,
+    groups: np.ndarray | None = None,
 ) -> Estimate:
     """The `statistic` of each seed's arrays, and the interval of its mean.
 
     A seed's arrays [N, …] are the statistic's arguments, and hold something of the same N images.
-    `of_one_image` is what a single image counts in N times it; 0 if that can be any value.
+    `of_one_image` is what a single image counts in N times it; 0 if that can be any value. Where
+    images are of several kinds, `groups` [N] names each one's, and each kind is drawn again apart.
     """
     values = np.array([statistic(*arrays) for arrays in by_seed])
     images = len(by_seed[0][0])
@@ -527,10 +535,13 @@ def estimate(
         test = t_test(values, of_one_image / images)
         return Estimate(values, test.interval(1 - settings.level))
     (arrays,) = by_seed
+    members = [np.arange(images)]
+    if groups is not None:
+        members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
     rng = np.random.default_rng(seed)
     drawn = []
     for _ in range(settings.score_resamples):
-        index = rng.integers(0, images, images)
+        index = np.concatenate([one[rng.integers(0, len(one), len(one))] for one in members])
         drawn.append(statistic(*(array[index] for array in arrays)))
     resampled = Bootstrap(float(values[0]), np.array(drawn))
     return Estimate(values, resampled.interval(1 - settings.level))
