@@ -21,6 +21,7 @@ import sys
 if sys.version_info < (3, 11):  # noqa: UP036 - so that an older one is told so
     sys.exit(f"main.py needs Python 3.11 or newer, and this is {sys.version.split()[0]}")
 
+import copy
 import dataclasses
 import json
 import math
@@ -57,7 +58,7 @@ try:
         prepare_machine,
         versions,
     )
-    from lab.machine.files import CURE, ResultFiles, hold_folder, hold_lock, remove_unfinished
+    from lab.machine.files import CURE, ResultFiles, hold_folder, hold_lock, move, remove_unfinished
     from lab.machine.options import (
         Between,
         Count,
@@ -497,6 +498,15 @@ NETWORKS = [
 RANDOMNESS = threading.Lock()  # PyTorch's own generator, of which there is one for all threads
 
 
+def draws_in_training(model: Model, images: Tensor) -> bool:
+    """Whether a forward pass in training moves PyTorch's generator; tried on a copy."""
+    tried = copy.deepcopy(model).train()
+    with RANDOMNESS, torch.no_grad():
+        before = torch.get_rng_state()
+        tried(images)
+        return not torch.equal(before, torch.get_rng_state())
+
+
 def build_network(network: Network, recipe: Recipe, classes: int) -> Model:
     """A fresh network with weights drawn from the recipe's seed, the same on every device."""
     with RANDOMNESS:
@@ -614,6 +624,7 @@ class Training:
     images: Images  # on the device
     validation: Images
     history: list[EpochLog]
+    draws: bool  # whether its layers draw random numbers in training, as Dropout does
 
     def smoothed_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy of logits [B, classes] with smoothed labels [B].
@@ -640,7 +651,8 @@ def train_epoch(training: Training, step: Step, epoch: int, hardware: Hardware) 
         hardware.raise_if_cancelled()
         set_rates(training.optimizers, progress=(epoch + k / steps) / recipe.epochs)
         pixels = crop_and_flip(training.images.pixels, index, plan)
-        losses[k], correct[k] = step(pixels, training.images.labels[index])
+        with own_randomness(training, epoch, k):
+            losses[k], correct[k] = step(pixels, training.images.labels[index])
     train_loss = losses.mean().item()  # until here, nothing has waited for the device
     seconds = time.perf_counter() - start
     validation_loss, validation_accuracy = validate(training, hardware)
@@ -650,6 +662,18 @@ def train_epoch(training: Training, step: Step, epoch: int, hardware: Hardware) 
     log = EpochLog(train_loss, train_accuracy, validation_loss, validation_accuracy, seconds)
     print_epoch(title, log, count / seconds)
     return log
+
+
+@contextmanager
+def own_randomness(training: Training, epoch: int, step: int) -> Iterator[None]:
+    """What a step's layers draw follows from seed, epoch and step; others that draw wait for it."""
+    if not training.draws:
+        yield
+        return
+    with RANDOMNESS:
+        epoch_seed = training.job.recipe.seed * 1_000_003 + epoch
+        torch.manual_seed((epoch_seed * 1_000_003 + step) % 2**63)
+        yield
 
 
 def train_step(
@@ -725,27 +749,57 @@ class TrainingJob:
     @property
     def resume_path(self) -> Path:
         """Where the state of an unfinished training is kept."""
-        return self.path.with_name(f"{self.path.stem}_resume.pth")
+        return resume_path_of(self.path)
 
 
 def training_jobs(settings: Settings) -> list[TrainingJob]:
-    """Each network with each seed; the first seed's files have plain names."""
+    """Each network with each seed."""
+    folder = settings.output() / "models"
     jobs = []
     for seed in settings.all_seeds():
-        suffix = "" if seed == settings.recipe.seed else f"_seed{seed}"
         recipe = settings.recipe.with_seed(seed)
         for network in NETWORKS:
-            path = settings.output() / "models" / f"{network.key}_model{suffix}.pth"
-            jobs.append(TrainingJob(network, recipe, path))
+            jobs.append(TrainingJob(network, recipe, path_of_weights(folder, network, seed)))
     return jobs
 
 
-def load_trained(
-    path: Path, job: TrainingJob, classes: int, precision: str, finished: bool = True
-) -> TrainedModel:
+def path_of_weights(folder: Path, network: Network, seed: int) -> Path:
+    """Where a network's weights of a seed lie, or will lie.
+
+    The files of seed 42 have plain names. Those of other seeds end in the seed, but that earlier
+    versions gave the plain name to whichever seed came first.
+    """
+    plain = folder / f"{network.key}_model.pth"
+    with_seed = folder / f"{network.key}_model_seed{seed}.pth"
+    if with_seed.exists() or resume_path_of(with_seed).exists():
+        return with_seed
+    plain_seed = Recipe.seed
+    for path in (resume_path_of(plain), plain):
+        plain_seed = seed_of_file(path, plain_seed)
+    return plain if seed == plain_seed else with_seed
+
+
+def seed_of_file(path: Path, default: int) -> int:
+    """Whose weights a file holds; `default` where there is none, or it can't be read."""
+    if not path.exists():
+        return default
+    try:
+        seed = load_checkpoint(path).settings.get("seed")
+    except UserError:
+        return default
+    return seed if isinstance(seed, int) else default
+
+
+def resume_path_of(path: Path) -> Path:
+    """Where the state of an unfinished training is kept whose weights will lie at `path`."""
+    return path.with_name(f"{path.stem}_resume.pth")
+
+
+def load_trained(path: Path, job: TrainingJob, classes: int, precision: str) -> TrainedModel:
     """The network in a file, on the CPU; UserError where it is not what the job would make.
 
-    `precision` is the arithmetic that it must have been trained in; "auto" takes any.
+    `precision` is the arithmetic that it must have been trained in; "auto" takes any. A training
+    half done is taken from the job's `resume_path` alone.
     """
     checkpoint = load_checkpoint(path)
     refuse_other_training(path, checkpoint, job, precision)
@@ -757,10 +811,8 @@ def load_trained(
     for tensor in model.state_dict().values():
         if not tensor.isfinite().all():
             raise UserError(f"{path} holds weights that are not finite: {CURE}")
-    if finished and checkpoint.optimizers is not None:
+    if checkpoint.optimizers is not None and path != job.resume_path:
         raise UserError(f"{path} holds a training half done: {CURE}")
-    if not finished and checkpoint.optimizers is None:
-        raise UserError(f"{path} holds a finished training: {CURE}")
     return TrainedModel(job.network, job.recipe.seed, model.eval(), checkpoint)
 
 
@@ -799,8 +851,10 @@ def train_network(job: TrainingJob, data: Dataset, hardware: Hardware) -> None:
         if epoch + 1 < job.recipe.epochs:
             states = [optimizer.state_dict() for optimizer in training.optimizers]
             save_checkpoint(job.resume_path, make_checkpoint(training, hardware, states))
-    save_checkpoint(job.path, make_checkpoint(training, hardware, None))
-    job.resume_path.unlink(missing_ok=True)
+    # By way of the state's file, so that there are never both: weights that someone deletes are
+    # trained anew.
+    save_checkpoint(job.resume_path, make_checkpoint(training, hardware, None))
+    move(job.resume_path, job.path)
 
 
 def start_training(job: TrainingJob, data: Dataset, hardware: Hardware) -> Training:
@@ -810,15 +864,14 @@ def start_training(job: TrainingJob, data: Dataset, hardware: Hardware) -> Train
     states: list[dict] = []
     history: list[EpochLog] = []
     if job.resume_path.exists():
-        half_trained = load_trained(
-            job.resume_path, job, len(data.classes), hardware.precision, finished=False
-        )
+        half_trained = load_trained(job.resume_path, job, len(data.classes), hardware.precision)
         model = half_trained.model
         history = half_trained.checkpoint.history
         states = half_trained.checkpoint.optimizers or []
     else:
         model = build_network(job.network, job.recipe, len(data.classes))
         model.measure_input(images.pixels)
+    draws = draws_in_training(model, to_input(images.pixels[:2]))
     model.to(hardware.device)
     optimizers = make_optimizers(model, job.recipe)
     for optimizer, state in zip(optimizers, states, strict=False):
@@ -836,6 +889,7 @@ def start_training(job: TrainingJob, data: Dataset, hardware: Hardware) -> Train
         images=images.to(hardware.device),
         validation=data.train.select(split.validation),
         history=history,
+        draws=draws,
     )
 
 
@@ -897,7 +951,7 @@ def precision_of_files(
             console.say(f"Using {job.path}, {checkpoint.device}, {checkpoint.precision}")
             paths[checkpoint.precision] = job.path
         elif job.resume_path.exists():
-            trained = load_trained(job.resume_path, job, classes, precision, finished=False)
+            trained = load_trained(job.resume_path, job, classes, precision)
             paths[trained.checkpoint.precision] = job.resume_path
     if len(paths) > 1:
         files = " and ".join(f"{path} in {arithmetic}" for arithmetic, path in paths.items())

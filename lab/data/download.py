@@ -59,7 +59,7 @@ class MirrorError(Exception):
     """A mirror does not give the archive, or gives it too slowly."""
 
 
-TRIES = 4  # of each address, with what it gave before kept
+TRIES = 5  # of each address, with what it gave before kept
 
 
 def fetch(archive: Archive, path: Path, settings: Settings) -> None:

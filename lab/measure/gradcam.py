@@ -18,7 +18,6 @@ from lab.data.images import Dataset, Images, first_of_class, to_input
 from lab.measure.evaluation import ByNetwork, Evaluation, at_labels
 from lab.measure.models import Model, Network
 
-
 BATCH = 500  # images at a time: their activations and gradients take about 1 GB
 
 
