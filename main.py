@@ -1117,11 +1117,10 @@ def look_at_pictures(settings: Settings, hardware: Hardware) -> None:
         known = familiar[one.network.key]
         classified.append(pictures.Classified(one, known, classes))
     hardware = dataclasses.replace(hardware, precision=trained[0].checkpoint.precision)
+    paths = pictures.find_pictures(settings.predict)
     folder = settings.output() / "predictions"
-    unreadable = pictures.look_at(
-        settings.predict, classified, folder, settings.familiar_share, hardware
-    )
-    if unreadable > 0:
+    failures_of_pictures = pictures.look_at(paths, classified, folder, hardware)
+    if failures_of_pictures > 0:
         sys.exit(1)
 
 

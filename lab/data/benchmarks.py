@@ -7,7 +7,7 @@ what is there and wrong is a `UserError` before any training.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,9 @@ def find_official(
     if arrays.keys() - set(extra):
         print(f"Corruptions are the {len(arrays)} arrays of CIFAR-10-C in {place}")
         return arrays
+    packed = folder / "CIFAR-10-C.tar"
+    if packed.exists() and not place.exists():
+        print(f"{packed} is not unpacked (tar -xf does that): corruptions are made here")
     if place.exists():
         print(
             f"{place} holds no arrays (*.npy) of CIFAR-10-C, or its extra ones alone: corruptions "
@@ -74,9 +77,13 @@ def refuse_other_labels(path: Path, labels: Tensor) -> None:
 def find_foreign(folder: Path, count: int) -> dict[str, Tensor]:
     """At most `count` images uint8 [N, 32, 32, 3] of each other data set in `folder`, by name."""
     pixels = {}
-    for name, read in FOREIGN.items():
-        with suppress(RuntimeError):  # absent or not whole, as torchvision says it
-            pixels[name] = torch.from_numpy(read(folder)[:count])
+    for name, source in FOREIGN.items():
+        try:
+            pixels[name] = torch.from_numpy(source.read(folder)[:count])
+        except RuntimeError:  # absent or not whole, as torchvision says it
+            for part in source.parts:
+                if (folder / part).exists():
+                    print(f"{folder / part} is there, but {name} is not unpacked or not whole")
     return pixels
 
 
@@ -103,9 +110,16 @@ def read_textures(folder: Path) -> np.ndarray:
     return np.stack(made)
 
 
-# Test images uint8 [N, 32, 32, 3] in the files that torchvision downloads
-FOREIGN: dict[str, Callable[[Path], np.ndarray]] = {
-    "SVHN": read_svhn,
-    "CIFAR-100": read_cifar100,
-    "Textures": read_textures,
+@dataclass(frozen=True)
+class ForeignImages:
+    """Test images of another data set, in the files that torchvision downloads."""
+
+    read: Callable[[Path], np.ndarray]  # from the folder: uint8 [N, 32, 32, 3]
+    parts: tuple[str, ...]  # what may lie there of it, packed or unpacked
+
+
+FOREIGN = {
+    "SVHN": ForeignImages(read_svhn, ("test_32x32.mat",)),
+    "CIFAR-100": ForeignImages(read_cifar100, ("cifar-100-python.tar.gz", "cifar-100-python")),
+    "Textures": ForeignImages(read_textures, ("dtd-r1.0.1.tar.gz", "dtd")),
 }

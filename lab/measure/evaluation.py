@@ -87,7 +87,6 @@ class Evaluation:
     features: Tensor  # float32 [N, C], as of `Outputs`
     logits: Tensor  # float32 [N, classes]
     predicted: Tensor  # int64 [N]
-    confidence: Tensor  # float32 [N], probability of the predicted class
     correct: np.ndarray  # bool [N]
     accuracy: float
     class_accuracy: np.ndarray  # float64 [classes]
@@ -98,6 +97,16 @@ class Evaluation:
     def temperature(self) -> float:
         """What the logits are to be divided by; fitted on the validation images."""
         return fit_temperature(self.held_out.outputs.logits, self.held_out.labels)
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """Of each class, temperature scaled, as all that is told of single images: [N, classes]."""
+        return self.scaled_logits().softmax(1)
+
+    @cached_property
+    def confidence(self) -> Tensor:
+        """The probability of the predicted class: float32 [N]."""
+        return self.probabilities.amax(1)
 
     def scaled_logits(self) -> Tensor:
         return self.logits / self.temperature
@@ -141,7 +150,7 @@ def evaluate(
     from sklearn.metrics import confusion_matrix
 
     logits = outputs.logits
-    confidence, predicted = logits.softmax(1).max(1)
+    predicted = logits.argmax(1)
     classes = range(logits.shape[1])
     confusion = confusion_matrix(labels.numpy(), predicted.numpy(), labels=classes)
     images_by_class = confusion.sum(1)
@@ -152,7 +161,6 @@ def evaluate(
         features=outputs.features,
         logits=logits,
         predicted=predicted,
-        confidence=confidence,
         correct=(predicted == labels).numpy(),
         accuracy=round(float(accuracy), 4),
         class_accuracy=class_accuracy.round(4),

@@ -304,10 +304,11 @@ def prediction_rows(by_network: ByNetwork, test: Images, classes: Sequence[str])
         }
         for key, evaluations in by_network.items():
             evaluation = evaluations[k]
-            chance = evaluation.logits.softmax(1)
             columns[f"{key}_predicted"] = names[evaluation.predicted.numpy()]
             columns[f"{key}_confidence"] = evaluation.confidence.numpy()
-            columns[f"{key}_true_class_probability"] = at_labels(chance, test.labels).numpy()
+            columns[f"{key}_true_class_probability"] = at_labels(
+                evaluation.probabilities, test.labels
+            ).numpy()
             columns[f"{key}_correct"] = evaluation.correct
         frames.append(pd.DataFrame(columns))
     return pd.concat(frames, ignore_index=True)

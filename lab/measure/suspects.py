@@ -38,7 +38,7 @@ def find(by_network: ByNetwork, test: Images) -> list[Suspect]:
     every_model: list[Evaluation] = []
     for evaluations in by_network.values():
         every_model.extend(evaluations)
-    chances = torch.stack([one.scaled_logits().softmax(1) for one in every_model]).mean(0)
+    chances = torch.stack([one.probabilities for one in every_model]).mean(0)
     called = chances.argmax(1)
     suspected = called != test.labels
     for evaluation in every_model:

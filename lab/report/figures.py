@@ -286,7 +286,10 @@ def plot_seeds(results: Results) -> Figure | None:
     margin = results.setup.rules.margin
     for bound, label in ((-margin, f"margin of {margin:g}"), (margin, None)):
         right.axhline(bound, color="black", linestyle=":", linewidth=1, label=label)
-    right.set(xlabel="seed", xticks=seeds, ylabel=f"change from {titles[0]} (points)", ymargin=0.15)
+    right.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    if len(seeds) <= 10:  # there is room for the number of each
+        right.set_xticks(seeds)
+    right.set(xlabel="seed", ylabel=f"change from {titles[0]} (points)", ymargin=0.15)
     figure.legend(loc="outside upper right", ncols=2)
     return figure
 

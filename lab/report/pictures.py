@@ -5,13 +5,19 @@ In come paths and trained networks with what they know; out come a line and a fi
 
 from __future__ import annotations
 
+import csv
+import io
+import os
 import struct
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
+import matplotlib.font_manager
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -29,6 +35,7 @@ from lab.report import drawing
 from lab.report.drawing import Picture, PictureBlock
 
 LARGEST_SIDE = 1024  # pixels, of a picture as it is shown
+LONGEST_NAME = 150  # bytes, of a figure's file
 
 
 @dataclass(frozen=True)
@@ -52,18 +59,50 @@ def read_picture(path: Path) -> OwnPicture:
             with Image.open(path) as image:
                 frames = getattr(image, "n_frames", 1)
                 image.draft("RGB", (2 * LARGEST_SIDE, 2 * LARGEST_SIDE))  # large JPEGs, faster
-                upright = ImageOps.exif_transpose(image)
-                square = middle_square(in_rgb(upright))
+                square = middle_square(in_rgb(turned_upright(image)))
     except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such file") from error
+        raise UserError(say_absent(path)) from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{path} has too many pixels: make it smaller") from error
     except Image.UnidentifiedImageError as error:
-        raise UserError(f"{path} is not a picture, or of a format that is not known") from error
+        raise UserError(say_unknown(path)) from error
     except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
         raise UserError(f"{path} can't be read as a picture: {error}") from error
     small = square.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)  # antialiased
     return OwnPicture(path, np.asarray(square), np.asarray(small), frames)
+
+
+def say_absent(path: Path) -> str:
+    """That there is no such file, or that it is an address."""
+    scheme, colon, _ = str(path).partition(":/")
+    if colon and scheme in ("http", "https", "ftp", "file"):
+        address = str(path).replace(":/", "://", 1)
+        return f"{address} is an address: download the picture, and name its file"
+    return f"{path}: there is no such file"
+
+
+def say_unknown(path: Path) -> str:
+    """That a file is no picture, with the cure where there is one."""
+    problem = f"{path} is not a picture, or of a format that is not known"
+    if path.suffix.lower() in (".heic", ".heif"):
+        problem += "; pip install pillow-heif reads those of iPhones"
+    return problem
+
+
+def know_heic() -> None:
+    """Let Pillow read HEIC, as iPhones take it, where a package for it is installed."""
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+
+
+def turned_upright(image: Image.Image) -> Image.Image:
+    """As its EXIF data says; as it is where that data is damaged, as some phones leave it."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
 
 
 def in_rgb(image: Image.Image) -> Image.Image:
@@ -98,7 +137,8 @@ class OwnAnswer:
     network: Network
     likeliest: tuple[tuple[str, float], ...]  # classes with their probability, temperature scaled
     heatmap: np.ndarray  # float32 [32, 32], for the likeliest class
-    is_unlike: bool  # the test images
+    is_unlike: bool  # whether it lies farther out than a share of the test images
+    share: float
 
     def says(self) -> list[str]:
         """Each class with its probability."""
@@ -126,59 +166,109 @@ class Classified:
             likeliest=tuple((self.classes[i], float(chances[i])) for i in order[:3].tolist()),
             heatmap=gradcam.heatmaps_of(self.trained.model, pixels, order[:1])[0].numpy(),
             is_unlike=distance > self.familiar.limit,
+            share=self.familiar.share,
         )
 
 
-def look_at(
-    paths: Sequence[Path],
-    networks: Sequence[Classified],
-    folder: Path,
-    share: float,
-    hardware: Hardware,
-) -> int:
-    """A line and a figure in `folder` for each picture; one that can't be read costs a line.
+def find_pictures(paths: Sequence[Path]) -> list[Path]:
+    """The paths, and in place of a folder its pictures, by name; UserError where it has none."""
+    know_heic()
+    endings = set(Image.registered_extensions())
+    pictures = []
+    for path in paths:
+        if not path.is_dir():
+            pictures.append(path)
+            continue
+        inside = []
+        for file in sorted(path.iterdir()):
+            if file.suffix.lower() in endings and not file.name.startswith("."):
+                inside.append(file)
+        if not inside:
+            raise UserError(f"the folder {path} holds no picture")
+        pictures += inside
+    return pictures
 
-    Returns how many could not. `share` is of the test images that an unfamiliar picture lies
-    farther out than.
+
+def look_at(
+    paths: Sequence[Path], networks: Sequence[Classified], folder: Path, hardware: Hardware
+) -> int:
+    """A line, a figure in `folder` and rows in its predictions.csv for each picture.
+
+    One that can't be read, or whose figure can't be written, costs a line. Returns how many.
     """
-    unreadable = 0
+    failures = 0
     taken: set[str] = set()
+    rows: list[list[str]] = [["file", "network", "class", "confidence", "warned"]]
     for path in paths:
         try:
             picture = read_picture(path)
+            answers = [network.answer(picture, hardware) for network in networks]
+            print(say_answers(picture, answers))
+            name = free_name(path.stem, taken)
+            taken.add(name.casefold())
+            write_file(folder / f"{name}.png", drawn(picture, answers))
         except UserError as error:
             print(f"{PROGRAM}: {error}", file=sys.stderr)
-            unreadable += 1
+            failures += 1
             continue
-        answers = [network.answer(picture, hardware) for network in networks]
-        print(say_answers(picture, answers, share))
-        with drawing.style():
-            figure = plot_own_picture(picture, answers)
-            content = drawing.rendered(figure, "png", {"Software": None})
-        name = free_name(path.stem, taken)
-        taken.add(name)
-        write_file(folder / f"{name}.png", content)
-    if unreadable < len(paths):
-        print(f"Figures are in {folder}/")
-    return unreadable
+        except OSError as error:
+            problem = f"{path}: its figure can't be written ({error.strerror})"
+            print(f"{PROGRAM}: {problem}", file=sys.stderr)
+            failures += 1
+        for answer in answers:
+            likeliest, confidence = answer.likeliest[0]
+            warned = str(answer.is_unlike)
+            rows.append([str(path), answer.network.key, likeliest, f"{confidence:.4f}", warned])
+    if len(rows) > 1:
+        table = io.StringIO()
+        csv.writer(table, lineterminator="\n").writerows(rows)
+        write_file(folder / "predictions.csv", table.getvalue())
+        print(f"Figures, and a table predictions.csv, are in {folder}/")
+    return failures
 
 
 def free_name(stem: str, taken: set[str]) -> str:
-    """The stem, with a number from 2 on where others of this run have it."""
+    """The stem, with a number from 2 on where others of this run have it.
+
+    Shortened where file systems would refuse it; upper and lower case are taken for the same, as
+    some disks do.
+    """
+    while len(os.fsencode(stem)) > LONGEST_NAME:
+        stem = stem[:-1]
     name = stem
     number = 2
-    while name in taken:
+    while name.casefold() in taken:
         name = f"{stem}_{number}"
         number += 1
     return name
 
 
-def say_answers(picture: OwnPicture, answers: Sequence[OwnAnswer], share: float) -> str:
-    """In one line."""
+def drawn(picture: OwnPicture, answers: Sequence[OwnAnswer]) -> bytes:
+    """The figure's file. Letters that no font here has are drawn as boxes, without a warning."""
+    with drawing.style(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
+        with matplotlib.rc_context({"font.family": ["DejaVu Sans", *fonts_for_asia()]}):
+            return drawing.rendered(plot_own_picture(picture, answers), "png", {"Software": None})
+
+
+def fonts_for_asia() -> list[str]:
+    """Installed fonts with Chinese, Japanese and Korean letters, for names of files."""
+    known = (
+        "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Source Han Sans", "IPAGothic",
+        "WenQuanYi Zen Hei", "Hiragino Sans", "PingFang SC", "Yu Gothic", "MS Gothic",
+        "Microsoft YaHei", "Malgun Gothic", "Apple SD Gothic Neo", "Droid Sans Fallback",
+    )  # fmt: skip
+    installed = set(matplotlib.font_manager.get_font_names())
+    return [font for font in known if font in installed]
+
+
+def say_answers(picture: OwnPicture, answers: Sequence[OwnAnswer]) -> str:
+    """What the networks say of a picture, in one line."""
     said = [f"{answer.network.title} {', '.join(answer.says())}" for answer in answers]
     line = f"{picture.path}: {'; '.join(said)}"
     unlike = [answer.network.title for answer in answers if answer.is_unlike]
     if unlike:
+        share = answers[0].share
         line += f" (unlike what {' and '.join(unlike)} learnt: farther out than {share:.0%} of the "
         line += "test images)"
     if picture.frames > 1:

@@ -108,7 +108,7 @@ def accuracy_table(results: Results) -> Table:
         table.add("change", [one.interval.value for one in differences], "+.2f", title)
         table.add("from", [one.interval.low for one in differences], "+.2f", title)
         table.add("to", [one.interval.high for one in differences], "+.2f", title)
-        table.add("p (Holm)", [one.p_holm for one in differences], ".2g", title)
+        table.add("p (of classes: Holm)", [one.p_holm for one in differences], ".2g", title)
     return table
 
 
@@ -246,10 +246,17 @@ def in_latex(table: Table) -> str:
     return escaped.style.to_latex(column_format="l" + "r" * texts.shape[1], hrules=True)
 
 
+# What LaTeX would read as a command
+LATEX_LETTERS = {letter: f"\\{letter}" for letter in "%_&#${}"}
+LATEX_LETTERS["\\"] = r"\textbackslash{}"
+LATEX_LETTERS["^"] = r"\textasciicircum{}"
+LATEX_LETTERS["~"] = r"\textasciitilde{}"
+
+
 def latex_text(value: Any) -> str:
     """A value as LaTeX prints it: no exponents, minus signs, and what LaTeX would read escaped."""
     if isinstance(value, float):
         return np.format_float_positional(value, trim="-")
-    text = re.sub(r"([%_&#$])", r"\\\1", str(value))
+    text = "".join(LATEX_LETTERS.get(letter, letter) for letter in str(value))
     text = re.sub(r"(?<!\w)-(?=\d)", "$-$", text)  # a minus sign, not a hyphen
     return text.replace(r" \%", r"\,\%")
