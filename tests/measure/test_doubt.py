@@ -93,7 +93,7 @@ def test_sets_of_classes_hold_the_true_one_as_often_as_they_should():
 
 def test_coverage_on_test_images_is_within_its_interval(trained, stressed):
     """Which validation images a network has is chance too: the coverage's law is beta-binomial."""
-    _, _, data, networks = trained
+    _, _, data, _ = trained
     held_out = len(data.splits[42].validation)
     rank = math.ceil(0.9 * (held_out + 1))
     for one in stressed.values():

@@ -330,7 +330,10 @@ class Open(main.SEBlock):
 def same_networks(tmp_path_factory):
     """Right answers [24, images], by seed, of the Baseline and of a network that computes the same,
     in turn."""
-    as_baseline = [partial(main.SmallCNN, attention=nn.Identity), partial(main.SmallCNN, attention=Open)]
+    as_baseline = [
+        partial(main.SmallCNN, attention=nn.Identity),
+        partial(main.SmallCNN, attention=Open),
+    ]
     recipe = main.Recipe(
         dataset="shapes", shapes_train=400, epochs=8, crop_epochs=0, batch_size=32, stem=4
     )

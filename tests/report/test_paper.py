@@ -163,8 +163,16 @@ def blind(recipe, classes):
 
 
 VERDICTS = [
-    (Verdict.WORSE, 1, [BASELINE, dataclasses.replace(SE, build=partial(main.SmallCNN, attention=Shut))]),
-    (Verdict.EQUIVALENT, 1, [BASELINE, dataclasses.replace(SE, build=partial(main.SmallCNN, attention=Idle))]),
+    (
+        Verdict.WORSE,
+        1,
+        [BASELINE, dataclasses.replace(SE, build=partial(main.SmallCNN, attention=Shut))],
+    ),
+    (
+        Verdict.EQUIVALENT,
+        1,
+        [BASELINE, dataclasses.replace(SE, build=partial(main.SmallCNN, attention=Idle))],
+    ),
     (Verdict.UNDECIDED, 2, [BASELINE, SE]),
     (Verdict.BETTER, 2, [dataclasses.replace(BASELINE, build=blind), SE]),
 ]
