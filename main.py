@@ -25,12 +25,13 @@ import copy
 import dataclasses
 import json
 import math
+import signal
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn, cast
@@ -72,7 +73,9 @@ try:
         expand_home,
         option_of,
         refuse,
+        refuse_unknown,
         settings_by_flag,
+        without_it,
     )
     from lab.machine.parallel import in_parallel
     from lab.machine.recorder import Recorder, Step
@@ -164,7 +167,7 @@ class Recipe:
 
     def with_seed(self, seed: int) -> Recipe:
         """This recipe with another seed."""
-        return dataclasses.replace(self, seed=seed)
+        return replace(self, seed=seed)
 
     def record(self) -> dict[str, object]:
         """The recipe as plain values; what belongs to the other dataset is left out."""
@@ -181,8 +184,10 @@ class Settings:
 
     data_dir: Path = Path("data")
     """folder that holds, or will hold, CIFAR-10"""
-    output_dir: Path | None = None
-    """folder for all results; without it output, or output/shapes for shapes"""
+    output_dir: Annotated[Path | None, without_it("PATH", "output, for shapes output/shapes")] = (
+        None
+    )
+    """folder for all results"""
     predict: tuple[Path, ...] = ()
     """pictures for the trained networks to classify, in place of a run"""
     retrain: bool = False
@@ -926,7 +931,7 @@ def agree_on_precision(
     if agreed == hardware.precision:
         return hardware
     reason = "the weights there are were trained in it"
-    return dataclasses.replace(hardware, precision=cast(Precision, agreed), reason=reason)
+    return replace(hardware, precision=cast(Precision, agreed), reason=reason)
 
 
 def delete_weights(jobs: Sequence[TrainingJob]) -> None:
@@ -1001,8 +1006,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             look_at_pictures(settings, hardware)
         return
     packages.import_all()
-    rules = settings.rules
-    seed = settings.recipe.seed
     watch = console.Stopwatch(silent=hardware.ranks.rank > 0)
     with one_line_errors(settings, hardware), hold_output(settings, hardware):
         announce(settings, hardware)
@@ -1016,26 +1019,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if hardware.ranks.rank > 0:
             return  # rank 0 goes on
 
-        with watch.phase("evaluation"):
-            by_network = evaluate_all(trained, data, hardware)
-            comparisons = statistics.compare_with_first(
-                by_network, data.test.labels.numpy(), len(data.classes), rules, seed
-            )
+        measure(trained, data, settings, hardware, watch)
 
-        with watch.phase("explanation"):
-            explained = gradcam.explain(by_network, data, settings.gradcam_images)
 
-        with watch.phase("failures"):
-            dossier = failures.study(by_network, data, settings.failures, rules, seed)
+def measure(
+    trained: Sequence[TrainedModel],
+    data: Dataset,
+    settings: Settings,
+    hardware: Hardware,
+    watch: console.Stopwatch,
+) -> None:
+    """Try the trained networks in every way, and write what is known when it is known.
 
+    A part that fails takes nothing of the others with it; its error ends the run after them.
+    """
+    rules = settings.rules
+    seed = settings.recipe.seed
+    files = ResultFiles(settings.output())
+    with watch.phase("evaluation"):
+        by_network = evaluate_all(trained, data, hardware)
         chosen = choose_images(settings, data)
-        outcome = None
-        if settings.stress_tests.share() > 0:
-            with watch.phase("stress"):
-                outcome = stress.run(
-                    by_network, data, chosen, settings.stress_tests, rules, seed, hardware
-                )
-
         results = Results(
             setup=describe_setup(settings),
             hardware=hardware,
@@ -1043,19 +1046,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
             classes=data.classes,
             images=count_images(data, chosen, seed),
             networks=network_results(by_network, data, rules, settings.familiar_share),
-            comparisons=tuple(comparisons),
-            explained=explained,
-            failures=dossier,
-            stress=outcome,
             seconds=watch.seconds,
         )
-        write_results(results, ResultFiles(settings.output()))
+    write_numbers(results, files)
+
+    parts = console.Parts(watch)
+    with parts.part("comparison"):
+        comparisons = statistics.compare_with_first(
+            by_network, data.test.labels.numpy(), len(data.classes), rules, seed
+        )
+        results = replace(results, comparisons=tuple(comparisons))
+    write_numbers(results, files)
+
+    with parts.part("explanation"):
+        explained = gradcam.explain(by_network, data, settings.gradcam_images)
+        results = replace(results, explained=explained)
+
+    with parts.part("failures"):
+        dossier = failures.study(by_network, data, settings.failures, rules, seed)
+        results = replace(results, failures=dossier)
+    write_numbers(results, files)
+
+    if settings.stress_tests.share() > 0:
+        with parts.part("stress"):
+            outcome = stress.run(
+                by_network, data, chosen, settings.stress_tests, rules, seed, hardware
+            )
+            results = replace(results, stress=outcome)
+        write_numbers(results, files)
+
+    with parts.part("figures"):
+        save_figures(results, files)
+    write_report(replace(results, failed=parts.failed()), files)
+    parts.raise_first()
 
 
 def announce(settings: Settings, hardware: Hardware) -> None:
     """Say where it runs, and what several seeds can show."""
     folder = settings.output()
     print(f"Running on {hardware.description}, {hardware.precision}; results go to {folder}/")
+    for line in records.say_what_is_replaced(folder, settings_by_flag(settings)):
+        print(line)
     if settings.seeds > 1 and hardware.ranks.rank == 0:
         recipe = settings.recipe.record()
         del recipe["seed"]
@@ -1093,13 +1124,28 @@ def describe_setup(settings: Settings) -> Setup:
     )
 
 
-def write_results(results: Results, files: ResultFiles) -> None:
-    """Everything in the output folder."""
-    # pandas and seaborn, for which --help need not wait
-    from lab.report import figures, writer
+# The following wait for pandas and seaborn, for which --help need not wait.
 
-    writer.write_numbers(results, files)  # before any figure: one that fails loses no number
+
+def write_numbers(results: Results, files: ResultFiles) -> None:
+    """All that has been measured so far."""
+    from lab.report import writer
+
+    writer.write_numbers(results, files)
+
+
+def save_figures(results: Results, files: ResultFiles) -> None:
+    """All figures, of what was measured."""
+    from lab.report import figures
+
     figures.save(results, files)
+
+
+def write_report(results: Results, files: ResultFiles) -> None:
+    """The last numbers, and what people read first; deletes what is an earlier run's alone."""
+    from lab.report import writer
+
+    writer.write_numbers(results, files)
     writer.write_report(results, files)
     files.finish()
 
@@ -1116,7 +1162,7 @@ def look_at_pictures(settings: Settings, hardware: Hardware) -> None:
     for one in trained:
         known = familiar[one.network.key]
         classified.append(pictures.Classified(one, known, classes))
-    hardware = dataclasses.replace(hardware, precision=trained[0].checkpoint.precision)
+    hardware = replace(hardware, precision=trained[0].checkpoint.precision)
     paths = pictures.find_pictures(settings.predict)
     folder = settings.output() / "predictions"
     failures_of_pictures = pictures.look_at(paths, classified, folder, hardware)
@@ -1143,7 +1189,7 @@ def load_for_pictures(
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {cure}") from error
     trained = []
-    for job in training_jobs(dataclasses.replace(settings, seeds=1)):
+    for job in training_jobs(replace(settings, seeds=1)):
         if not job.path.exists():
             raise UserError(f"{job.path} is missing: {cure}")
         one = load_trained(job.path, job, len(classes), settings.machine.precision)
@@ -1178,12 +1224,13 @@ def command_line(settings: Settings) -> str:
 
 def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     """The command line as `Settings`. What cannot be is said on stderr, with exit status 2."""
+    given = sys.argv[1:] if arguments is None else arguments
+    refuse_unknown(given, Settings())
     style = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
     about = (__doc__ or "").split("\n\n")[0]
     settings = tyro.cli(Settings, prog="main.py", description=about, args=arguments, config=style)
     check_ranges(settings)
     check_combinations(settings)
-    given = sys.argv[1:] if arguments is None else arguments
     if "--predict" in given and not settings.predict:
         refuse("predict", "names no picture")
     if settings.predict and settings.retrain:
@@ -1192,7 +1239,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     output_dir = settings.output_dir
     if output_dir is not None:
         output_dir = expand_home("output_dir", output_dir)
-    return dataclasses.replace(settings, data_dir=data_dir, output_dir=output_dir)
+    return replace(settings, data_dir=data_dir, output_dir=output_dir)
 
 
 def check_combinations(settings: Settings) -> None:
@@ -1248,13 +1295,17 @@ def say_interrupted(settings: Settings, hardware: Hardware) -> str:
     same_command = "the same command"
     if settings.retrain:
         same_command += " without --retrain"
-    kept = f"what finished is kept in {settings.output()}/"
-    return f"interrupted{another_rank}; {kept}, and {same_command} goes on from there"
+    kept = f"what was trained is kept in {settings.output()}/"
+    return (
+        f"interrupted{another_rank}; {kept}, and {same_command} goes on from there "
+        "(measurements begin anew)"
+    )
 
 
 if __name__ == "__main__":
     try:
         main()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done; Ctrl-C can stop nothing more
     except KeyboardInterrupt:  # before the run has anything to keep
         sys.exit("main.py: interrupted")
     except ImportError as error:  # of what is imported where it is used

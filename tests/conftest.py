@@ -42,14 +42,14 @@ def made_tiny_run(tmp_path_factory):
         """The run; beside its files, what it found, caught on its way to them."""
 
         def write_and_keep(results, files):
-            write_results(results, files)
+            write_report(results, files)
             hardware = dataclasses.replace(results.hardware, cancelled=None)  # has a lock
             picklable = dataclasses.replace(results, hardware=hardware)
             (folder / "results.pickle").write_bytes(pickle.dumps(picklable))
 
-        write_results = main.write_results
+        write_report = main.write_report
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(main, "write_results", write_and_keep)
+            patch.setattr(main, "write_report", write_and_keep)
             main.main(tiny(folder / "output", *STRESS))
 
     return make_once(tmp_path_factory, "tiny", run_and_keep_results) / "output"

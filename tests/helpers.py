@@ -66,8 +66,9 @@ def without_times(value):
     return value
 
 
-def weights(output, network):
-    return torch.load(output / "models" / f"{network}_model.pth", weights_only=True)["state_dict"]
+def weights(output, network, seed=""):
+    path = output / "models" / f"{network}_model{seed}.pth"
+    return torch.load(path, weights_only=True)["state_dict"]
 
 
 def fingerprint(output):

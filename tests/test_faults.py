@@ -475,10 +475,42 @@ def test_a_half_done_training_and_a_finished_one_are_not_taken_for_each_other(
     message = refused(capsys, *tiny(tmp_path / "a", *HALF))
     assert "baseline_model.pth holds a training half done" in message
     (models / "baseline_model.pth").unlink()
+    TRIED["foreign weights"] += 1
+
+
+def test_a_training_killed_as_its_file_gets_its_name_is_finished(half_done, tmp_path, monkeypatch):
+    """Its weights lie where the unfinished state lay, which was the last step but one."""
+    shutil.copytree(half_done[0], tmp_path / "a")
+    models = tmp_path / "a" / "models"
+    whole = (models / "se_attention_model.pth").read_bytes()
     (models / "se_attention_model.pth").rename(models / "se_attention_model_resume.pth")
-    message = refused(capsys, *tiny(tmp_path / "a", *HALF))
-    assert "se_attention_model_resume.pth holds a finished training" in message
-    TRIED["foreign weights"] += 2
+    (models / "baseline_model_resume.pth").unlink(missing_ok=True)
+    monkeypatch.setattr(main, "train_epoch", None)  # calling it for SE-Attention would fail
+    monkeypatch.setattr(main, "NETWORKS", main.NETWORKS[1:])
+    monkeypatch.setattr(main, "measure", lambda *_: None)
+    main.main(tiny(tmp_path / "a", *HALF))
+    assert files.read_tensors(models / "se_attention_model.pth")["state_dict"].keys()
+    assert len((models / "se_attention_model.pth").read_bytes()) == len(whole)
+    assert not list(models.glob("*_resume.pth"))
+    TRIED["foreign weights"] += 1
+
+
+def test_weights_that_are_deleted_are_trained_anew(tmp_path, monkeypatch):
+    """At no moment do finished weights and an unfinished state lie side by side: else what was to
+    be trained again would go on from the last epoch but one."""
+    beside = []
+    real = main.move
+
+    def note(source, target):
+        beside.append(sorted(path.name for path in target.parent.glob("*.pth")))
+        real(source, target)
+        beside.append(sorted(path.name for path in target.parent.glob("*.pth")))
+
+    monkeypatch.setattr(main, "move", note)
+    monkeypatch.setattr(main, "NETWORKS", main.NETWORKS[:1])
+    monkeypatch.setattr(main, "measure", lambda *_: None)
+    main.main(tiny(tmp_path, "--precision", "fp32"))
+    assert beside == [["baseline_model_resume.pth"], ["baseline_model.pth"]]
 
 
 def test_weights_that_are_not_finite_are_refused(made_tiny_run, tmp_path, capsys):

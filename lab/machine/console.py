@@ -67,6 +67,39 @@ class Stopwatch:
             say(line)
 
 
+class Parts:
+    """The parts of a run: one that fails does not keep those after it from being done."""
+
+    def __init__(self, watch: Stopwatch) -> None:
+        self.watch = watch
+        self.errors: dict[str, Exception] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time what is done inside; an error is said, and kept for the run's end."""
+        try:
+            with self.watch.phase(name):
+                yield
+        except Exception as error:
+            self.errors[name] = error
+            say(f"{name} failed, and the rest goes on: {describe_error(error)}")
+
+    def failed(self) -> dict[str, str]:
+        """What went wrong, by part."""
+        return {name: describe_error(error) for name, error in self.errors.items()}
+
+    def raise_first(self) -> None:
+        """End as the first error would have ended it, if there was one."""
+        for error in self.errors.values():
+            raise error
+
+
+def describe_error(error: Exception) -> str:
+    """In one line; of an error that is the program's own, with its kind."""
+    said = " ".join(str(error).split())
+    return said if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
+
+
 @contextmanager
 def one_line_errors(
     hardware: Hardware, folders: Mapping[str, Path], interrupted: str

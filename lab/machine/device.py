@@ -7,6 +7,7 @@ handed; this process has then been made deterministic.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import re
@@ -226,17 +227,17 @@ def allow_only_deterministic_algorithms() -> None:
 
 def compute_float32_in_float32() -> None:
     """Not in TF32 or bfloat16, whatever a container has set: convolutions, RNNs and products."""
-    if not hasattr(torch.backends, "fp32_precision"):  # before PyTorch 2.9
-        torch.backends.cudnn.allow_tf32 = False
-        torch.set_float32_matmul_precision("highest")
-        return
-    cudnn: Any = torch.backends.cudnn
-    mkldnn: Any = torch.backends.mkldnn
-    for part in (
-        torch.backends, torch.backends.cuda.matmul, cudnn, cudnn.conv, cudnn.rnn,
-        mkldnn, mkldnn.conv, mkldnn.rnn, mkldnn.matmul,
-    ):  # fmt: skip
-        part.fp32_precision = "ieee"
+    if hasattr(torch.backends, "fp32_precision"):  # from PyTorch 2.9 on
+        cudnn: Any = torch.backends.cudnn
+        mkldnn: Any = torch.backends.mkldnn
+        for part in (
+            torch.backends, torch.backends.cuda.matmul, cudnn, cudnn.conv, cudnn.rnn,
+            mkldnn, mkldnn.conv, mkldnn.rnn, mkldnn.matmul,
+        ):  # fmt: skip
+            part.fp32_precision = "ieee"
+    # Newer versions read these too, and end with an error where they say something else.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
 
 
 def keep_freed_memory() -> None:
@@ -298,18 +299,16 @@ def bfloat16_speedup() -> float:
     """How many times as fast a CPU computes a convolution in bfloat16 as in float32.
 
     One of the size of these networks' own, with its gradients, on one thread: ten tries each, in
-    turn. The processor's own time counts, so that other processes on it do not.
+    turn, of which the best counts, in the processor's own time: so other processes do not.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    seconds = {torch.float32: 0.0, torch.bfloat16: 0.0}
-    for dtype in seconds:
-        seconds_of_convolution(dtype)  # which chooses the kernels
+    best = {torch.float32: math.inf, torch.bfloat16: math.inf}
     for _ in range(10):
-        for dtype in seconds:
-            seconds[dtype] += seconds_of_convolution(dtype)
+        for dtype in best:
+            best[dtype] = min(best[dtype], seconds_of_convolution(dtype))
     torch.set_num_threads(threads)
-    return seconds[torch.float32] / max(seconds[torch.bfloat16], 1e-9)
+    return best[torch.float32] / max(best[torch.bfloat16], 1e-9)
 
 
 def seconds_of_convolution(dtype: torch.dtype) -> float:

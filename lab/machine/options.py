@@ -7,10 +7,14 @@ their values by the name of the command-line option, or one line on stderr that 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_type_hints
+
+import tyro
 
 PROGRAM = "main.py"  # whose options these are, as messages begin
 
@@ -34,6 +38,12 @@ Share = Annotated[float, Between(0, 1)]
 Rate = Annotated[float, Between(1e-9)]
 Momentum = Annotated[float, Between(0, 0.999)]
 Seconds = Annotated[float, Between(0.01)]
+
+
+def without_it(kind: str, what: str) -> Any:
+    """How --help shows an option that has no value unless it is given: of which kind it is, and
+    what is done without it."""
+    return tyro.conf.arg(metavar=kind, help_behavior_hint=f"(default: {what})")
 
 
 def settings_by_flag(settings: Any) -> dict[str, object]:
@@ -67,6 +77,18 @@ def refuse(option: str, problem: str) -> NoReturn:
     sys.exit(2)
 
 
+def refuse_unknown(arguments: Sequence[str], settings: Any) -> None:
+    """Ends the program at an option that there is none of, and names the nearest one."""
+    known = [option_of(name) for name in [*settings_by_flag(settings), "help"]]
+    for argument in arguments:
+        option = argument.partition("=")[0].replace("_", "-")
+        if option.startswith("--") and option not in known:
+            near = difflib.get_close_matches(option, known, n=1)
+            meant = f", did you mean {near[0]}?" if near else ";"
+            print(f"{PROGRAM}: there is no {option}{meant} --help lists all", file=sys.stderr)
+            sys.exit(2)
+
+
 def check_ranges(settings: Any) -> None:
     """Ends the program where a number lies outside the range of its annotation, or is NaN."""
     hints = get_type_hints(type(settings), include_extras=True)
@@ -85,5 +107,7 @@ def check_range(option: str, value: float | tuple[float, ...], allowed: Between)
     if not numbers:
         refuse(option, "needs at least one number")
     for number in numbers:
-        if not allowed.least <= number <= allowed.most:
-            refuse(option, f"must be from {allowed.least:g} to {allowed.most:g}")
+        if number > allowed.most:
+            refuse(option, f"must be at most {allowed.most:,.12g}")
+        if not number >= allowed.least:  # or it is NaN
+            refuse(option, f"must be at least {allowed.least:,.12g}")

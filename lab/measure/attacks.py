@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lab.data.images import Images, to_input
 from lab.machine.device import Hardware
-from lab.machine.options import Between
+from lab.machine.options import Between, without_it
 from lab.machine.parallel import Tick, try_each
 from lab.measure import statistics
 from lab.measure.evaluation import ByNetwork, at_labels, first_key
@@ -34,8 +34,10 @@ PUSH_MOMENTUM = 0.75
 class Settings:
     """Which images are attacked, and how hard."""
 
-    attack_images: Annotated[int | None, Between(10)] = None
-    """test images to attack, the first of each class; without it 400, of shapes 150"""
+    attack_images: Annotated[int | None, Between(10), without_it("INT", "400, of shapes 150")] = (
+        None
+    )
+    """test images to attack, the first of each class"""
     epsilons: Annotated[tuple[float, ...], Between(0.01, 255)] = (0.25, 0.5, 1, 2, 4, 8)
     """largest change of a pixel by an attack, of 255"""
     attack_targets: Annotated[int, Between(1, 9)] = 5

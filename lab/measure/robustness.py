@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lab.data.images import Dataset
 from lab.machine.device import Hardware
-from lab.machine.options import Between
+from lab.machine.options import Between, without_it
 from lab.machine.parallel import Tick, try_each
 from lab.measure import corruptions, statistics
 from lab.measure.corruptions import SEVERITIES
@@ -28,8 +28,10 @@ from lab.measure.statistics import Difference, Estimate
 class Settings:
     """Which images are corrupted."""
 
-    stress_images: Annotated[int | None, Between(50)] = None
-    """test images to corrupt, the first of each class; without it 1000, of shapes 500"""
+    stress_images: Annotated[int | None, Between(50), without_it("INT", "1000, of shapes 500")] = (
+        None
+    )
+    """test images to corrupt, the first of each class"""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ from lab.measure import (
 from lab.measure.evaluation import ByNetwork, networks_of
 from lab.measure.models import Network
 
+SHARES = {"off": 0, "quick": 1 / 8, "full": 1}  # of the images that are tried
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -44,7 +46,7 @@ class Settings:
 
     def share(self) -> float:
         """How much of the images is tried."""
-        return {"full": 1, "quick": 1 / 8, "off": 0}[self.stress]
+        return SHARES[self.stress]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from lab.machine.files import ResultFiles
 from lab.measure import statistics
 from lab.measure.attributes import by_attribute
 from lab.measure.corruptions import SEVERITIES
-from lab.measure.failures import Transition
+from lab.measure.failures import Dossier, Transition
 from lab.measure.gradcam import ExplainedImage
 from lab.measure.models import EpochLog, Network
 from lab.measure.statistics import Estimate, Interval
@@ -305,12 +305,12 @@ EXCITATION = {"cmap": "viridis", "vmin": 0, "vmax": 1, "xticklabels": False}
 NUMBER_SIZE = 6.5  # points
 
 
-def plot_transitions(results: Results) -> Figure:
+def plot_transitions(results: Results, dossier: Dossier) -> Figure:
     """What becomes of images from the first network to others, and mistakes by confidence."""
     figure, left, right = two_panels()
     ways = [way for way in Transition if way is not Transition.RIGHT]
     names = [str(way).replace(", ", ",\n") for way in ways]
-    compared = results.failures.transitions
+    compared = dossier.transitions
     thickness = 0.8 / max(1, len(compared))
     style = sentences.count_style(len(results.setup.seeds))
     for k, one in enumerate(compared):
@@ -322,7 +322,7 @@ def plot_transitions(results: Results) -> Figure:
     left.margins(x=0.18)
     left.grid(visible=False)  # which would strike out the numbers
     left.invert_yaxis()
-    for mistakes in results.failures.mistakes:
+    for mistakes in dossier.mistakes:
         network = mistakes.network
         for by_seed, name, dashes in (
             (mistakes.as_trained, "as trained", "--"),
@@ -335,9 +335,9 @@ def plot_transitions(results: Results) -> Figure:
     return figure
 
 
-def plot_associations(results: Results) -> Figure:
+def plot_associations(results: Results, dossier: Dossier) -> Figure:
     """Each network's error by fifths of each attribute, with intervals."""
-    grouped = by_attribute(results.failures.associations)
+    grouped = by_attribute(dossier.associations)
     rows = math.ceil(len(grouped) / 5)
     columns = math.ceil(len(grouped) / rows)
     figure = drawing.new_figure(0.3 + 1.5 * rows)
@@ -467,12 +467,12 @@ def plot_explained(results: Results, image: ExplainedImage) -> Figure:
     return drawing.plot_pictures([[PictureBlock("", [row])]], heat_scale=True)
 
 
-def plot_failures(results: Results) -> Figure:
+def plot_failures(results: Results, dossier: Dossier) -> Figure:
     """Groups of a kind side by side; in each column an image, below it the networks' answers."""
     lines = []
     for alone in (False, True):
         blocks = []
-        for group in results.failures.groups:
+        for group in dossier.groups:
             if group.alone == alone:
                 columns = [explained_row(image, results.classes) for image in group.images]
                 rows = list(zip(*columns, strict=True))
@@ -481,10 +481,10 @@ def plot_failures(results: Results) -> Figure:
     return drawing.plot_pictures(lines, heat_scale=True)
 
 
-def plot_suspects(results: Results) -> Figure | None:
+def plot_suspects(results: Results, dossier: Dossier) -> Figure | None:
     """Test images whose label may be wrong, the likeliest first; None without any."""
     pictures = []
-    for suspect in results.failures.labels.suspects[: results.setup.suspect_images]:
+    for suspect in dossier.labels.suspects[: results.setup.suspect_images]:
         label = results.classes[suspect.label]
         called = results.classes[suspect.called]
         caption = f"{label}?\n{called} {suspect.probability:.0%}\n(image {suspect.index})"
@@ -507,6 +507,9 @@ def plot_corruptions(stress: Outcome) -> Figure:
 FIGURES: dict[str, Callable[[Results], Figure | None]] = {
     "accuracy_comparison": plot_accuracy,
     "seeds": plot_seeds,
+}
+
+FAILURE_FIGURES: dict[str, Callable[[Results, Dossier], Figure | None]] = {
     "transitions": plot_transitions,
     "associations": plot_associations,
     "failure_cases": plot_failures,
@@ -531,9 +534,12 @@ STRESS_FIGURES: dict[str, Callable[[Outcome], Figure | None]] = {
 
 
 def all_figures(results: Results) -> Iterator[tuple[str, Callable[[], Figure | None]]]:
-    """The name of each figure, and what draws it."""
+    """The name of each figure of what is known, and what draws it."""
     for name, plot in FIGURES.items():
         yield name, partial(plot, results)
+    if results.failures is not None:
+        for name, plot_failure in FAILURE_FIGURES.items():
+            yield name, partial(plot_failure, results, results.failures)
     for name, plot_network in NETWORK_FIGURES.items():
         for of_network in results.networks:
             yield name.format(of_network.network.key), partial(plot_network, results, of_network)

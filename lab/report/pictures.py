@@ -66,6 +66,8 @@ def read_picture(path: Path) -> OwnPicture:
         raise UserError(f"{path} has too many pixels: make it smaller") from error
     except Image.UnidentifiedImageError as error:
         raise UserError(say_unknown(path)) from error
+    except IsADirectoryError as error:
+        raise UserError(f"the folder {path} holds no picture") from error
     except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
         raise UserError(f"{path} can't be read as a picture: {error}") from error
     small = square.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)  # antialiased
@@ -171,7 +173,7 @@ class Classified:
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
-    """The paths, and in place of a folder its pictures, by name; UserError where it has none."""
+    """The paths, and in place of a folder its pictures, by name; itself where it has none."""
     know_heic()
     endings = set(Image.registered_extensions())
     pictures = []
@@ -183,9 +185,7 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
         for file in sorted(path.iterdir()):
             if file.suffix.lower() in endings and not file.name.startswith("."):
                 inside.append(file)
-        if not inside:
-            raise UserError(f"the folder {path} holds no picture")
-        pictures += inside
+        pictures += inside or [path]
     return pictures
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from lab.machine.device import versions
+from lab.machine.options import option_of
 from lab.measure import statistics
 from lab.measure.models import Network
-from lab.measure.stress import Outcome
+from lab.measure.stress import SHARES, Outcome
 from lab.report import sentences
 from lab.report.measurements import measurements
 from lab.report.results import NetworkResults, Results, SeedResults, named_images
@@ -52,6 +53,38 @@ def plan_from_earlier(
     except (OSError, ValueError, KeyError, TypeError):  # there is none, or of one seed
         return []
     return sentences_of_networks
+
+
+def say_what_is_replaced(folder: Path, options: Mapping[str, object]) -> list[str]:
+    """What of an earlier run's results in the folder a run with these options would not give.
+
+    Its stress tests, if this run's are fewer or smaller; its seeds, if this run has fewer.
+    """
+    try:
+        earlier = json.loads((folder / COMPARISON_FILE).read_text(encoding="utf-8"))
+        fewer = []
+        for name in options:
+            if is_less(name, earlier["settings"].get(name), options[name]):
+                fewer.append(f"{option_of(name)} {earlier['settings'][name]}")
+        minutes = sum(earlier["seconds"].values()) / 60
+        command = earlier["command"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or damaged
+        return []
+    if not fewer:
+        return []
+    return [
+        f"The results in {folder}/ are of {' and '.join(fewer)} ({command}; {minutes:.0f} min): "
+        "this run replaces them by less. To keep them, choose another --output-dir"
+    ]
+
+
+def is_less(name: str, before: Any, now: Any) -> bool:
+    """Whether an option's value now asks for less than one before."""
+    if name == "stress":
+        levels = list(SHARES)
+        return levels.index(now) < levels.index(before)
+    counts = ("seeds", "stress_images", "attack_images", "curve_images", "foreign_images")
+    return name in counts and None not in (before, now) and now < before
 
 
 def by_class_name(classes: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
@@ -99,6 +132,7 @@ def comparison_record(results: Results) -> dict[str, Any]:
         "foreign": foreign_record(stress),
         "masking": sentences.say_masking(stress) if stress is not None else "",
         "seconds": results.seconds,
+        "failed": results.failed,
     }
 
 
@@ -147,6 +181,8 @@ def corruptions_record(stress: Outcome | None, margin: float) -> dict[str, Any]:
 def failures_record(results: Results) -> dict[str, Any]:
     """The dossier without its images: counts, associations, suspects, and what it says."""
     failures = results.failures
+    if failures is None:
+        return {}
     suspects = []
     for suspect in failures.labels.suspects:
         suspects.append({
@@ -167,7 +203,7 @@ def failures_record(results: Results) -> dict[str, Any]:
         del fields["attribute"]
         of_network = associations.setdefault(association.network.key, {})
         of_network[association.attribute] = fields
-    said = sentences.say_failures(results)
+    said = sentences.say_failures(results, failures)
     return {
         "transitions": transition_means,
         "associations": associations,

@@ -6,8 +6,8 @@ nor logits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -82,7 +82,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Results:
-    """All that a run has found; figures and report are made of it alone."""
+    """All that a run has found so far; figures and report are made of it alone."""
 
     setup: Setup
     hardware: Hardware
@@ -90,11 +90,13 @@ class Results:
     classes: tuple[str, ...]
     images: ImageCounts
     networks: tuple[NetworkResults, ...]
-    comparisons: tuple[Comparison, ...]
-    explained: tuple[ExplainedImage, ...]
-    failures: Dossier
-    stress: Outcome | None
-    seconds: dict[str, float]  # by phase
+    seconds: Mapping[str, float]  # by phase
+    # What a part that has not been done, or has failed, would add
+    comparisons: tuple[Comparison, ...] = ()
+    explained: tuple[ExplainedImage, ...] = ()
+    failures: Dossier | None = None
+    stress: Outcome | None = None
+    failed: Mapping[str, str] = field(default_factory=dict)  # what went wrong, by phase
 
 
 def count_images(data: Dataset, chosen: Chosen, seed: int) -> ImageCounts:

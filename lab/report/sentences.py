@@ -14,7 +14,7 @@ from lab.machine.options import PROGRAM
 from lab.measure import statistics
 from lab.measure.attributes import Association
 from lab.measure.corruptions import BENCHMARK_SIZE, PUBLISHED_ACCURACY
-from lab.measure.failures import SureMistakes, Transition, TransitionCounts
+from lab.measure.failures import Dossier, SureMistakes, Transition, TransitionCounts
 from lab.measure.models import Network
 from lab.measure.statistics import MOST_SEEDS, Comparison, Difference, Planning, Verdict
 from lab.measure.stress import Outcome
@@ -221,17 +221,16 @@ class SaidOfFailures:
     suspects: str
 
 
-def say_failures(results: Results) -> SaidOfFailures:
+def say_failures(results: Results, dossier: Dossier) -> SaidOfFailures:
     """The dossier in words."""
-    failures = results.failures
     rules = results.setup.rules
     networks = [of_network.network for of_network in results.networks]
     images = results.images.test
     return SaidOfFailures(
-        transitions=" ".join(say_transitions(counts) for counts in failures.transitions),
-        sureness=" ".join(say_sureness(failures.mistakes, rules.level)),
-        common=say_common(failures.common),
-        suspects=say_suspects(failures.labels, networks, results.comparisons, images, rules.margin),
+        transitions=" ".join(say_transitions(counts) for counts in dossier.transitions),
+        sureness=" ".join(say_sureness(dossier.mistakes, rules.level)),
+        common=say_common(dossier.common),
+        suspects=say_suspects(dossier.labels, networks, results.comparisons, images, rules.margin),
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from lab.measure.attributes import Association
-from lab.measure.failures import Transition
+from lab.measure.failures import Dossier, Transition
 from lab.measure.statistics import Interval
 from lab.measure.stress import Outcome
 from lab.report import sentences
@@ -129,33 +129,33 @@ def stress_table(stress: Outcome) -> Table:
     return table
 
 
-def transitions_table(results: Results) -> Table:
+def transitions_table(results: Results, dossier: Dossier) -> Table:
     """What becomes of the test images from the first network to each other one."""
     first = results.networks[0].network.title
     table = Table(f"From {first}: images", [str(way) for way in Transition])
     style = sentences.count_style(len(results.setup.seeds))
-    for one in results.failures.transitions:
+    for one in dossier.transitions:
         counts = [float(one.counts[way].mean()) for way in Transition]
         table.add(f"to {one.network.title}", counts, style)
     return table
 
 
-def mistakes_table(results: Results) -> Table:
+def mistakes_table(results: Results, dossier: Dossier) -> Table:
     """Mistakes by least confidence."""
     levels = results.setup.sure_levels
     table = Table("Mistakes of at least", [f"{level:g} % confidence" for level in levels])
     style = sentences.count_style(len(results.setup.seeds))
-    for one in results.failures.mistakes:
+    for one in dossier.mistakes:
         title = one.network.title
         table.add("as trained", one.as_trained.mean(0).tolist(), style, title)
         table.add("temperature scaled", one.scaled.mean(0).tolist(), style, title)
     return table
 
 
-def classes_table(results: Results) -> Table:
+def classes_table(results: Results, dossier: Dossier) -> Table:
     """Precision, recall and F1 by class, and their means over the classes."""
     table = Table("Class", [*results.classes, "Mean (macro)"])
-    for scores in results.failures.scores:
+    for scores in dossier.scores:
         title = scores.network.title
         for heading, by_seed in (
             ("precision", scores.precision),
@@ -167,15 +167,15 @@ def classes_table(results: Results) -> Table:
     return table
 
 
-def confusions_table(results: Results) -> Table:
+def confusions_table(results: Results, dossier: Dossier) -> Table:
     """The pairs of classes that the first network confuses most, in percent of their images."""
     names = []
-    for pair in results.failures.pairs:
+    for pair in dossier.pairs:
         names.append(f"{results.classes[pair.first_class]}, {results.classes[pair.second_class]}")
     table = Table("Taken for each other (%)", names)
     for of_network in results.networks:
         network = of_network.network
-        pairs = results.failures.pairs
+        pairs = dossier.pairs
         table.add(network.title, [pair.error[network.key] for pair in pairs], ".2f")
         if network is not results.networks[0].network:
             changes = [pair.change[network.key] for pair in pairs]
@@ -183,11 +183,11 @@ def confusions_table(results: Results) -> Table:
     return table
 
 
-def associations_table(results: Results) -> Table:
+def associations_table(results: Results, dossier: Dossier) -> Table:
     """How each network's mistakes go with attributes of the images."""
     first_key = results.networks[0].network.key
     by_network: dict[str, list[Association]] = {}
-    for association in results.failures.associations:
+    for association in dossier.associations:
         by_network.setdefault(association.network.key, []).append(association)
     table = Table(
         "Rank correlation of mistakes with", [one.attribute for one in by_network[first_key]]
@@ -213,21 +213,24 @@ def layers_table(results: Results) -> Table:
     return table
 
 
-TABLES: dict[str, Callable[[Results], Table]] = {
-    "accuracy": accuracy_table,
+TABLES: dict[str, Callable[[Results], Table]] = {"accuracy": accuracy_table, "layers": layers_table}
+
+FAILURE_TABLES: dict[str, Callable[[Results, Dossier], Table]] = {
     "transitions": transitions_table,
     "sure_mistakes": mistakes_table,
     "classes": classes_table,
     "confusions": confusions_table,
     "associations": associations_table,
-    "layers": layers_table,
 }
 
 
 def all_tables(results: Results) -> Iterator[tuple[str, Table]]:
-    """The name of each table, and the table."""
+    """The name of each table, and the table, of what is known."""
     for name, make in TABLES.items():
         yield name, make(results)
+    if results.failures is not None:
+        for name, make_of_failures in FAILURE_TABLES.items():
+            yield name, make_of_failures(results, results.failures)
     if results.stress is not None:
         yield "stress_tests", stress_table(results.stress)
 

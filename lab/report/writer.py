@@ -17,7 +17,7 @@ from lab.report.tables import Table
 
 
 def write_numbers(results: Results, files: ResultFiles) -> None:
-    """All that was measured, as JSON and CSV in results/."""
+    """All that has been measured so far, as JSON and CSV in results/."""
     files.write(COMPARISON_FILE, as_json(records.comparison_record(results)))
     if results.stress is not None:
         files.write("results/robustness.json", as_json(records.stress_record(results.stress)))
@@ -25,8 +25,9 @@ def write_numbers(results: Results, files: ResultFiles) -> None:
     files.write(FAMILIAR_FILE, as_json({"classes": results.classes, "networks": familiar}))
     for name, table in tables.all_tables(results):
         files.write(f"results/{name}.csv", table.rows().to_csv(index=False))
-    files.write("results/predictions.csv", results.failures.predictions.to_csv(index=False))
-    files.write("results/failures.csv", results.failures.rows.to_csv(index=False))
+    if results.failures is not None:
+        files.write("results/predictions.csv", results.failures.predictions.to_csv(index=False))
+        files.write("results/failures.csv", results.failures.rows.to_csv(index=False))
     for of_network in results.networks:
         accuracy = records.by_class_name(results.classes, of_network.accuracy.by_class)
         means = {name: interval.value for name, interval in accuracy.items()}
@@ -46,6 +47,11 @@ class SummaryPart:
 def summary_parts(results: Results) -> Iterator[SummaryPart]:
     """What was found, the verdict first, then in the order of the paper."""
     setup = results.setup
+    if results.failed:
+        problems = [f"- {phase}: {problem}" for phase, problem in results.failed.items()]
+        yield SummaryPart(
+            "Not all was measured", ["This is missing, since it failed:\n\n" + "\n".join(problems)]
+        )
     count = len(setup.seeds)
     seeds = f"{count} seed{'s' if count > 1 else ''}"
     yield SummaryPart(
@@ -59,15 +65,13 @@ def summary_parts(results: Results) -> Iterator[SummaryPart]:
         [tables.accuracy_table(results)],
         [("accuracy_comparison", "Test accuracy by class with intervals")],
     )
-    said = sentences.say_failures(results)
     keys = [of_network.network.key for of_network in results.networks]
     confusions = [(f"confusion_matrix_{key}", f"What {key} takes for what") for key in keys]
-    yield SummaryPart(
-        "What is taken for what",
-        [],
-        [tables.classes_table(results), tables.confusions_table(results)],
-        confusions,
-    )
+    of_classes = []
+    if results.failures is not None:
+        of_classes.append(tables.classes_table(results, results.failures))
+        of_classes.append(tables.confusions_table(results, results.failures))
+    yield SummaryPart("What is taken for what", [], of_classes, confusions)
     if results.stress is not None:
         yield SummaryPart(
             "Stress tests",
@@ -82,21 +86,23 @@ def summary_parts(results: Results) -> Iterator[SummaryPart]:
                 ("shift", "Calibration and sets of classes on corrupted images"),
             ],
         )
-    yield SummaryPart(
-        "Failures",
-        [said.transitions, said.sureness, said.common, said.suspects],
-        [
-            tables.transitions_table(results),
-            tables.mistakes_table(results),
-            tables.associations_table(results),
-        ],
-        [
-            ("transitions", "What becomes of mistakes, and how sure they are"),
-            ("associations", "Error by fifths of what images are like"),
-            ("failure_cases", "The most confident mistakes of each kind"),
-            ("label_suspects", "Test images whose label may be wrong"),
-        ],
-    )
+    if results.failures is not None:
+        said = sentences.say_failures(results, results.failures)
+        yield SummaryPart(
+            "Failures",
+            [said.transitions, said.sureness, said.common, said.suspects],
+            [
+                tables.transitions_table(results, results.failures),
+                tables.mistakes_table(results, results.failures),
+                tables.associations_table(results, results.failures),
+            ],
+            [
+                ("transitions", "What becomes of mistakes, and how sure they are"),
+                ("associations", "Error by fifths of what images are like"),
+                ("failure_cases", "The most confident mistakes of each kind"),
+                ("label_suspects", "Test images whose label may be wrong"),
+            ],
+        )
     look_inside = [(f"gradcam_{name}", f"Grad-CAM, {name}") for name, _ in named_images(results)]
     if results.stress is not None:
         look_inside.append(("deletion_insertion", "What Grad-CAM's pixels are worth"))
@@ -122,5 +128,6 @@ def write_report(results: Results, files: ResultFiles) -> None:
                 paragraphs.append(f"![{shows}](../{path})")
         summary += paragraphs
     files.write("results/summary.md", "\n\n".join(summary) + "\n")
-    files.write("results/report_values.tex", paper.latex_values(results))
+    if not results.failed:  # a paper tells of a whole run
+        files.write("results/report_values.tex", paper.latex_values(results))
     print(f"\n\nEverything is in {files.folder}/; look at {files.folder}/results/summary.md first.")

@@ -81,15 +81,26 @@ def test_threads_asked_for_are_not_exceeded(monkeypatch):
     torch.set_num_threads(before)
 
 
-def test_what_a_container_has_set_for_cuda_does_not_matter():
+@pytest.mark.parametrize(
+    "setting", ["", "fp32_precision", "cudnn.fp32_precision", "cudnn.conv.fp32_precision"]
+)
+def test_what_a_container_has_set_for_cuda_does_not_matter(setting):
     """NVIDIA's set TF32 for float32, and others a workspace that is not deterministic."""
+    if setting and not hasattr(torch.backends, "fp32_precision"):
+        pytest.skip("PyTorch has no such setting before version 2.9")
     script = (
         "from lab.machine import device\n"
         "import os, torch\n"
-        "device.prepare_machine(device.MachineSettings('cpu', 'fp32'), networks=2)\n"
+        + (f"torch.backends.{setting} = 'tf32'\n" if setting else "")
+        + "device.prepare_machine(device.MachineSettings('cpu', 'fp32'), networks=2)\n"
         "assert os.environ['CUBLAS_WORKSPACE_CONFIG'] == ':4096:8'\n"
         "assert torch.get_float32_matmul_precision() == 'highest'\n"
         "assert not torch.backends.cuda.matmul.allow_tf32\n"
+        "assert not torch.backends.cudnn.allow_tf32\n"
+        "cudnn = torch.backends.cudnn\n"
+        "if hasattr(cudnn, 'conv'):\n"
+        "    assert cudnn.conv.fp32_precision == cudnn.rnn.fp32_precision == 'ieee'\n"
+        "    assert torch.backends.cuda.matmul.fp32_precision == 'ieee'\n"
         "assert not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction\n"
     )
     container = {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1", "CUBLAS_WORKSPACE_CONFIG": ":0:0"}
@@ -122,21 +133,49 @@ def test_versions_do_not_depend_on_a_packages_name(monkeypatch):
     assert all(type(value) is str for value in found.values())  # as weights_only loads it
 
 
+def processor(monkeypatch, amx=False, bfloat16=True, x86=True):
+    """One that says this of itself."""
+    monkeypatch.setattr(device, "has_amx", lambda: amx)
+    monkeypatch.setattr(device, "is_x86", lambda: x86)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bfloat16)
+
+
 @pytest.mark.parametrize(("seconds", "expected"), [(1, "fp32"), (0.8, "fp32"), (0.75, "bf16")])
-def test_precision_is_chosen_by_measuring(monkeypatch, seconds, expected):
-    """bfloat16 takes these seconds where float32 takes one; the first try takes longer."""
+@pytest.mark.parametrize("x86", [True, False])
+def test_precision_is_chosen_by_measuring_where_a_processor_does_not_say(
+    monkeypatch, seconds, expected, x86
+):
+    """bfloat16 takes these seconds where float32 takes one; some tries take longer."""
     tries = []
 
     def measured(dtype):
         tries.append(dtype)
-        first = 5 if len(tries) <= 2 else 0
-        return first + (seconds if dtype == torch.bfloat16 else 1)
+        longer = 5 if len(tries) % 3 == 1 else 0
+        return longer + (seconds if dtype == torch.bfloat16 else 1)
 
+    processor(monkeypatch, x86=x86, bfloat16=x86)
     monkeypatch.setattr(device, "seconds_of_convolution", measured)
-    assert prepare_machine(MachineSettings(device="cpu"), 2).precision == expected
+    hardware = prepare_machine(MachineSettings(device="cpu"), 2)
+    assert hardware.precision == expected
+    assert f"{1 / seconds:.2f} times as fast" in hardware.reason
+    assert tries[:4] == [torch.float32, torch.bfloat16] * 2
     for asked in ("fp32", "bf16"):
         settings = MachineSettings(device="cpu", precision=asked)
-        assert prepare_machine(settings, 2).precision == asked
+        hardware = prepare_machine(settings, 2)
+        assert (hardware.precision, hardware.reason) == (asked, "as asked")
+
+
+def test_where_a_processor_says_it_nothing_is_measured(monkeypatch):
+    def measured(dtype):
+        raise AssertionError
+
+    monkeypatch.setattr(device, "seconds_of_convolution", measured)
+    processor(monkeypatch, amx=True)
+    hardware = prepare_machine(MachineSettings(device="cpu"), 2)
+    assert (hardware.precision, hardware.reason) == ("bf16", "the processor has AMX")
+    processor(monkeypatch, bfloat16=False)
+    hardware = prepare_machine(MachineSettings(device="cpu"), 2)
+    assert (hardware.precision, hardware.reason) == ("fp32", "the processor has no bfloat16")
 
 
 def test_a_processor_of_any_kind_is_measured():

@@ -47,7 +47,7 @@ def test_table_csv_figure_and_text_count_the_same(made_tiny_run, tmp_path):
     plotted = []
 
     def plot_only_transitions(results, files):
-        plotted.append(figures.FIGURES["transitions"](results))
+        plotted.append(figures.FAILURE_FIGURES["transitions"](results, results.failures))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "save", plot_only_transitions)

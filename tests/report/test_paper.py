@@ -216,7 +216,7 @@ def readmes_network():
     _, block, entry = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names = dict(vars(main))
     exec(block, names)
-    (network,) = eval(f"[{entry}]", names)
+    (network,) = eval(f"[{entry.strip()}]", names)
     return network
 
 

@@ -119,7 +119,8 @@ def test_what_is_no_picture_costs_a_line(tiny_run, tmp_path, capsys):
     for name, line in zip(bad, lines, strict=True):
         assert line.startswith("main.py: ") and str(tmp_path / name) in line
     assert "good.png: Baseline" in said.out
-    assert [path.name for path in (tiny_run / "predictions").iterdir()] == ["good.png"]
+    drawn = sorted(path.name for path in (tiny_run / "predictions").iterdir())
+    assert drawn == ["good.png", "predictions.csv"]
 
 
 def test_no_figure_is_written_over_another(tiny_run, tmp_path, capsys):
@@ -128,7 +129,7 @@ def test_no_figure_is_written_over_another(tiny_run, tmp_path, capsys):
         paths.append(str(tmp_path / name))
         Image.fromarray(gradient(40, 40)).save(paths[-1])
     main.main(tiny(tiny_run, "--predict", *paths))
-    drawn = {path.name for path in (tiny_run / "predictions").iterdir()}
+    drawn = {path.name for path in (tiny_run / "predictions").glob("*.png")}
     assert drawn == {"a.png", "a_2.png", "a_2_2.png", "a_3.png"}
 
 
