@@ -13,12 +13,31 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 from filelock import FileLock
 from helpers import STRESS, TRAINED, tiny
+from sketches import sketched
 
 import main
 from lab.machine.device import prepare_machine
 from lab.measure import failures, stress
 from lab.measure.evaluation import evaluate_all
-from lab.report import drawing
+from lab.report import drawing, figures
+
+
+@pytest.fixture(autouse=True)
+def quick_holm(monkeypatch):
+    """statsmodels' Holm collects garbage each time, which takes a quarter of a second."""
+    monkeypatch.setattr("gc.collect", lambda *_: 0)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """A run draws no figures, which takes most of a small one's time."""
+    monkeypatch.setattr(figures, "save", lambda *_: None)
+
+
+@pytest.fixture
+def sketching(monkeypatch):
+    """A run's figures are there, and empty."""
+    monkeypatch.setattr(drawing, "rendered", sketched)
 
 
 def make_once(tmp_path_factory, name, make):

@@ -18,6 +18,7 @@ from lab.measure.models import TrainedModel
 
 MAIN = Path(main.__file__)
 ROOT = MAIN.parent
+SKETCHING = ROOT / "tests" / "sketching_main.py"  # main.py whose figures are empty
 BASELINE, SE = main.NETWORKS[:2]
 KEYS = [network.key for network in main.NETWORKS]
 TINY = (
@@ -40,10 +41,10 @@ def tiny(output, *more):
     return [*TINY, "--output-dir", str(output), *more]
 
 
-def run_main(*arguments, **environment):
+def run_main(*arguments, program=MAIN, **environment):
     """main.py in a process of its own, with more in the environment."""
     return subprocess.run(
-        [sys.executable, str(MAIN), *arguments],
+        [sys.executable, str(program), *arguments],
         env={**os.environ, **environment}, capture_output=True, text=True, encoding="utf-8",
     )  # fmt: skip
 

@@ -79,7 +79,7 @@ def test_the_readmes_cells_run_in_a_shell(tmp_path):
     for cell in cells.splitlines():
         command = cell.removeprefix("!").replace("ADDRESS", str(ROOT))
         command = command.replace("pip install -q -r", "ls").replace("zip -qr", "ls")
-        command = command.replace("main.py", f"main.py {SMALL} --output-dir output")
+        command = command.replace("main.py", f"tests/sketching_main.py {SMALL} --output-dir output")
         command = command.replace("../results.zip ", "").replace("python ", f"{sys.executable} ")
         subprocess.run(["bash", "-ec", command], cwd=tmp_path, check=True, capture_output=True)
     summary = tmp_path / "se-attention" / "output" / "results" / "summary.md"

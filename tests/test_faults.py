@@ -19,7 +19,7 @@ from pathlib import Path
 import joblib
 import pytest
 import torch
-from helpers import MAIN, fingerprint, refused, tiny, wait_until
+from helpers import MAIN, SKETCHING, fingerprint, refused, tiny, wait_until
 
 import main
 from lab.data import cifar10
@@ -58,7 +58,7 @@ BRIEF = ("--gradcam-images", "1", "--resamples", "100")  # little to do after th
 
 def start(output, *more, **how):
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **how}
-    command = [sys.executable, str(MAIN), *tiny(output, *BRIEF, *more)]
+    command = [sys.executable, str(SKETCHING), *tiny(output, *BRIEF, *more)]
     return subprocess.Popen(command, **how)
 
 
@@ -159,7 +159,7 @@ def test_a_second_run_on_the_same_folder_stops_at_once(tmp_path):
     TRIED["second runs"] += 1
 
 
-def torchrun(output, *more, program=MAIN):
+def torchrun(output, *more, program=SKETCHING):
     command = "-m torch.distributed.run --standalone --nproc-per-node=2".split()
     return subprocess.Popen(
         [sys.executable, *command, str(program), *tiny(output, *BRIEF, *more)],
@@ -176,14 +176,20 @@ def finished_files(output):
 @pytest.mark.slow
 def test_ranks_share_the_trainings_and_give_the_bits_of_one_process(tmp_path):
     # Long enough that no rank finishes before another has started.
-    many = ("--seeds", "2", "--epochs", "50")
+    many = ("--seeds", "2", "--epochs", "20")
     shared = torchrun(tmp_path / "shared", *many)
     out, errors = shared.communicate(timeout=300)
     assert shared.returncode == 0, errors
     for rank in (0, 1):
         assert f"rank {rank}: " in out
     arguments = tiny(tmp_path / "alone", *BRIEF, *many)
-    one_thread = f"import torch, main; torch.set_num_threads(1); main.main({arguments})"
+    one_thread = (
+        "import torch, main\n"
+        "from lab.report import figures\n"
+        "figures.save = lambda *_: None\n"
+        "torch.set_num_threads(1)\n"
+        f"main.main({arguments})\n"
+    )
     alone = subprocess.run(
         [sys.executable, "-c", one_thread], cwd=MAIN.parent, capture_output=True, text=True
     )
@@ -193,7 +199,7 @@ def test_ranks_share_the_trainings_and_give_the_bits_of_one_process(tmp_path):
 
 @pytest.mark.slow
 def test_a_dead_rank_ends_the_run_and_the_rerun_trains_what_was_missing(tmp_path):
-    many = ("--seeds", "2", "--epochs", "40")
+    many = ("--seeds", "2", "--epochs", "20")
     run = torchrun(tmp_path, *many)
     wait_until(lambda: len(finished_files(tmp_path)) >= 2, run)
     ranks = subprocess.run(
@@ -233,7 +239,7 @@ def test_ranks_that_train_again_share_the_work(made_tiny_run, tmp_path):
     """Though rank 0 deletes the old weights when the other rank has long been there."""
     shutil.copytree(made_tiny_run / "models", tmp_path / "run" / "models")
     (tmp_path / "late.py").write_text(LATE)
-    again = torchrun(tmp_path / "run", "--retrain", "--epochs", "40", program=tmp_path / "late.py")
+    again = torchrun(tmp_path / "run", "--retrain", "--epochs", "20", program=tmp_path / "late.py")
     out, errors = again.communicate(timeout=300)
     assert again.returncode == 0, errors
     assert "rank 0: " in out and "rank 1: " in out
@@ -281,9 +287,10 @@ else:
     md5 = hashlib.md5(archive.read_bytes()).hexdigest()
     cifar10.ARCHIVE = dataclasses.replace(cifar10.ARCHIVE, md5=md5)
     print("ready", flush=True)
-    input()
-    train, test = cifar10.load(folder, download.Settings())
-    assert len(train) == 100 and len(test) == 20
+    for _ in sys.stdin:
+        train, test = cifar10.load(folder, download.Settings())
+        assert len(train) == 100 and len(test) == 20
+        print("ready", flush=True)
 """
 
 
@@ -299,18 +306,20 @@ def test_processes_that_unpack_together_do_not_disturb_each_other(tmp_path):
         )
 
     assert cold("make").wait(120) == 0
+    processes = [cold("load") for _ in range(3)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n", process.communicate()[1]
     for _ in range(3):
         shutil.rmtree(tmp_path / "cifar-10-batches-py", ignore_errors=True)
-        processes = [cold("load") for _ in range(3)]
-        for process in processes:
-            assert process.stdout.readline() == "ready\n", process.communicate()[1]
         for process in processes:
             process.stdin.write("\n")
             process.stdin.flush()
         for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
+            assert process.stdout.readline() == "ready\n", process.communicate()[1]
         TRIED["cold starts"] += 1
+    for process in processes:
+        process.communicate(timeout=60)
+        assert process.returncode == 0
 
 
 def test_a_full_disk_ends_in_one_line_and_leaves_no_part(small_disk, capsys):

@@ -7,29 +7,15 @@ import re
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from helpers import KEYS, ROOT, STRESS, comparison, fingerprint, tiny, weights
 
 import main
-from lab.data import shapes
+from lab.data import benchmarks, shapes
 from lab.machine import device, files
 from lab.measure.models import load_checkpoint, save_checkpoint
-from lab.report import figures
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Whether bfloat16 pays is not measured, nor garbage collected for each of Holm's tests:
-    both take seconds."""
-    monkeypatch.setattr(device, "bfloat16_speedup", lambda: 1.0)
-    monkeypatch.setattr("gc.collect", lambda: 0)
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """A run draws no figures, which takes most of its time."""
-    monkeypatch.setattr(figures, "save", lambda *_: None)
 
 
 def promised_files(output):
@@ -260,9 +246,11 @@ def test_swapped_weights_are_refused(made_tiny_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_on_real_cifar10(cifar10_dir, tmp_path):
+def test_a_run_on_real_cifar10(cifar10_dir, tmp_path, monkeypatch, sketching):
+    """And once more, of the same weights, on corruptions that someone else has made."""
     small = ["--data-dir", cifar10_dir, "--output-dir", str(tmp_path), "--epochs", "1", *STRESS]
-    main.main([*small, "--stem", "4", "--widths", "16", "32", "32"])
+    small += ["--stem", "4", "--widths", "8", "16", "32", "--resamples", "100"]
+    main.main(small)
     assert_promised_files(tmp_path)
     found = comparison(tmp_path)
     assert found["images"] == {
@@ -272,6 +260,14 @@ def test_a_run_on_real_cifar10(cifar10_dir, tmp_path):
         "corrupted": 50,
         "attacked": 20,
     }
-    assert all(
-        35 < network["accuracy"]["overall"]["value"] < 80 for network in found["networks"].values()
-    )
+    accuracies = [one["accuracy"]["overall"]["value"] for one in found["networks"].values()]
+    assert all(30 < accuracy < 80 for accuracy in accuracies)
+    assert found["corruptions"]["source"] == "made by main.py"
+
+    arrays = {"fog": np.zeros((5, 10_000, 32, 32, 3), np.uint8)}
+    monkeypatch.setattr(benchmarks, "find_official", lambda folder, labels, extra: arrays)
+    main.main(small)
+    found = comparison(tmp_path)["corruptions"]
+    assert (found["count"], found["extra_count"], found["names"]) == (1, 0, ["fog"])
+    assert found["source"] == "the published arrays"
+    assert found["mean_is_over"] == "1 of the benchmark's 15 corruptions"

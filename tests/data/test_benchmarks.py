@@ -85,18 +85,6 @@ def test_extra_corruptions_alone_are_not_taken(official, tmp_path, capsys):
     assert set(find_official(tmp_path)) == {"spatter", "glass_blur"}
 
 
-@pytest.mark.slow
-def test_official_arrays_end_up_in_the_results(cifar10_dir, tmp_path, monkeypatch):
-    arrays = {"fog": np.zeros((5, 10_000, 32, 32, 3), np.uint8)}
-    monkeypatch.setattr(benchmarks, "find_official", lambda folder, labels, extra: arrays)
-    small = ["--data-dir", cifar10_dir, "--output-dir", str(tmp_path), "--epochs", "1", *STRESS]
-    main.main([*small, "--stem", "4", "--widths", "8", "8", "8", "--precision", "fp32"])
-    found = comparison(tmp_path)["corruptions"]
-    assert (found["count"], found["extra_count"], found["names"]) == (1, 0, ["fog"])
-    assert found["source"] == "the published arrays"
-    assert found["mean_is_over"] == "1 of the benchmark's 15 corruptions"
-
-
 def test_foreign_images_are_read_where_they_lie(tmp_path, monkeypatch):
     def read(folder):
         if not (folder / "there").exists():

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from helpers import MAIN, STRESS, refused, run_main, tiny
+from helpers import MAIN, SKETCHING, STRESS, refused, run_main, tiny
 
 import main
 from lab.machine import console
@@ -80,7 +80,7 @@ def test_a_run_inside_a_notebook(tmp_path):
         "class Cell(io.StringIO):\n    pass\n"
         "sys.stdout, sys.stderr = Cell(), Cell()\n"
         f"sys.argv = {['main.py', *tiny(tmp_path, *BRIEF)]}\n"
-        f"runpy.run_path({str(MAIN)!r}, run_name='__main__')\n"
+        f"runpy.run_path({str(SKETCHING)!r}, run_name='__main__')\n"
         "assert 'Everything is in' in sys.stdout.getvalue()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -104,13 +104,11 @@ ENCODINGS = ["cp1252", "ascii", "cp1252:strict"]
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_console_of_another_encoding(tmp_path, encoding):
-    done = run_main(*tiny(tmp_path / "日本", *BRIEF), PYTHONIOENCODING=encoding)
+    arguments = tiny(tmp_path / "日本", *BRIEF)
+    done = run_main(*arguments, program=SKETCHING, PYTHONIOENCODING=encoding)
     assert done.returncode == 0, done.stderr
     assert "\\u65e5\\u672c" in done.stdout
     assert (tmp_path / "日本" / "results" / "summary.md").exists()
-    for more in (["--help"], ["--data-dir", "~nobody日本"]):
-        done = run_main(*more, PYTHONIOENCODING=encoding)
-        assert done.returncode in (0, 2) and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -139,6 +137,6 @@ def test_closed_streams_keep_it_from_no_start():
 
 @pytest.mark.slow
 def test_closed_streams_do_not_matter(tmp_path):
-    closed = f"{sys.executable} {MAIN} {' '.join(tiny(tmp_path, *STRESS, *BRIEF))} >&- 2>&-"
+    closed = f"{sys.executable} {SKETCHING} {' '.join(tiny(tmp_path, *STRESS, *BRIEF))} >&- 2>&-"
     assert subprocess.run(closed, shell=True).returncode == 0
     assert (tmp_path / "results" / "summary.md").exists()

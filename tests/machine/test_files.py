@@ -11,25 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import STRESS, refused, tiny
+from helpers import KEYS, STRESS, refused, tiny
 
 import main
-from lab.machine import device, files
+from lab.machine import files
 from lab.machine.files import ResultFiles
 from lab.machine.options import UserError
-from lab.report import figures, writer
-
-
-@pytest.fixture(autouse=True)
-def unmeasured(monkeypatch):
-    """The choice of an arithmetic by measuring takes seconds."""
-    monkeypatch.setattr(device, "bfloat16_speedup", lambda: 1.0)
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """A run without its figures, which take most of a small one's time."""
-    monkeypatch.setattr(figures, "save", lambda *_: None)
+from lab.report import writer
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
@@ -114,7 +102,9 @@ def test_a_file_that_cannot_be_written_is_named_when_the_others_are_there(tmp_pa
 
 
 @pytest.mark.slow
-def test_a_file_that_cannot_be_written_keeps_no_other_from_it(made_tiny_run, tmp_path, capsys):
+def test_a_file_that_cannot_be_written_keeps_no_other_from_it(
+    made_tiny_run, tmp_path, capsys, sketching
+):
     shutil.copytree(made_tiny_run / "models", tmp_path / "models")
     blocked = ["plots/accuracy_comparison.pdf", "results/summary.md", "gradcam/baseline/disc_1.png"]
     blocked += ["results/files.json"]
@@ -149,7 +139,7 @@ def test_what_was_not_made_again_does_not_stay(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_a_run_did_not_make_does_not_stay(made_tiny_run, tiny_run):
+def test_what_a_run_did_not_make_does_not_stay(made_tiny_run, tiny_run, sketching):
     """Another seed without stress tests, fewer pictures; what someone put there is left alone."""
     output = tiny_run
     (output / "plots" / "mine_curves.png").write_text("mine")
@@ -162,19 +152,18 @@ def test_what_a_run_did_not_make_does_not_stay(made_tiny_run, tiny_run):
     listed = json.loads((output / "results" / "files.json").read_text())
     there = [path for path in output.rglob("[!.]*") if path.is_file()]
     there = {path.relative_to(output).as_posix() for path in there}
-    models = {"models/baseline_model.pth", "models/se_attention_model.pth"}
+    models = {f"models/{key}_model{of_seed}.pth" for key in KEYS for of_seed in ("", "_seed7")}
     assert there == {*listed, *models, "results/files.json", "plots/mine_curves.png"}
 
 
 @pytest.mark.slow
-def test_what_a_killed_run_made_does_not_stay_either(tmp_path, monkeypatch):
+def test_what_a_killed_run_made_does_not_stay_either(tmp_path, monkeypatch, sketching):
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writer, "write_report", killed)
-    with pytest.raises(SystemExit):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(writer, "write_report", killed)
         main.main(tiny(tmp_path))
-    monkeypatch.undo()
     assert (tmp_path / "plots" / "gradcam_disc_2.png").exists()
     main.main(tiny(tmp_path, "--gradcam-images", "1"))
     assert not (tmp_path / "plots" / "gradcam_disc_2.png").exists()

@@ -113,7 +113,7 @@ def test_each_network_at_its_own_best_comes_into_the_paper(tiny_run, tmp_path, c
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stages", [2, 4])
-def test_a_paper_on_networks_of_other_depths(tmp_path, stages):
+def test_a_paper_on_networks_of_other_depths(tmp_path, stages, sketching):
     main.main(tiny(tmp_path / "run", *STRESS, "--widths", *["16"] * stages))
     text, log, _ = compile_report(tmp_path, tmp_path / "run")
     assert_clean(log)
@@ -121,7 +121,7 @@ def test_a_paper_on_networks_of_other_depths(tmp_path, stages):
 
 
 @pytest.mark.slow
-def test_a_paper_on_networks_without_gates(tmp_path, monkeypatch):
+def test_a_paper_on_networks_without_gates(tmp_path, monkeypatch, sketching):
     """Nor with a corruption error, which there is none of where the first network never errs."""
     plain = Network(
         "plain", "Plain", "#DDAA33", "^",
@@ -181,7 +181,7 @@ VERDICTS = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("verdict", "seeds", "networks"), VERDICTS)
 def test_the_reports_text_is_right_whichever_way_it_fell(
-    tmp_path, monkeypatch, verdict, seeds, networks
+    tmp_path, monkeypatch, sketching, verdict, seeds, networks
 ):
     monkeypatch.setattr(main, "NETWORKS", networks)
     more = [
@@ -226,7 +226,7 @@ def test_the_readmes_network_computes():
 
 
 @pytest.mark.slow
-def test_a_third_network_is_a_class_and_a_line(tmp_path, monkeypatch):
+def test_a_third_network_is_a_class_and_a_line(tmp_path, monkeypatch, sketching):
     """It goes through training, stress tests, tables and figures to the paper; with two seeds, so
     that all sections show."""
     eca = readmes_network()
