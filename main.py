@@ -496,6 +496,11 @@ NETWORKS = [
         "se_attention", "SE-Attention", "#BB5566", "s",
         build=partial(SmallCNN, attention=SEBlock),
         about="an SE block after each stage",
+        subject="Squeeze-and-Excitation Attention",
+        description="An SE block averages each channel over the image, passes the averages through "
+        "a small bottleneck, and multiplies each channel by the gate that comes out.",
+        citation="J. Hu, L. Shen, G. Sun. Squeeze-and-Excitation Networks. CVPR, 2018; journal "
+        "version with S. Albanie and E. Wu, TPAMI, 2020.",
     ),
 ]  # fmt: skip
 

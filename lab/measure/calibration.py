@@ -28,6 +28,35 @@ class Calibration:
     bin_correct: np.ndarray  # int64 [bins that hold images]
     bin_images: np.ndarray  # int64 [bins that hold images]
 
+    def pooled(self, least: int) -> list[Bin]:
+        """The bins from the least confidence on, joined until each holds `least` images."""
+        found: list[Bin] = []
+        waiting = Bin(0.0, 0, 0)
+        bins = zip(self.bin_confidence, self.bin_correct, self.bin_images, strict=True)
+        for confidence, correct, images in bins:
+            waiting = waiting.with_more(Bin(float(confidence), int(correct), int(images)))
+            if waiting.images >= least:
+                found.append(waiting)
+                waiting = Bin(0.0, 0, 0)
+        if waiting.images > 0:  # too few at the end join the last
+            last = found.pop() if found else Bin(0.0, 0, 0)
+            found.append(last.with_more(waiting))
+        return found
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Images of about the same confidence."""
+
+    confidence: float  # mean, 0 to 1
+    correct: int
+    images: int
+
+    def with_more(self, other: Bin) -> Bin:
+        images = self.images + other.images
+        confidence = (self.confidence * self.images + other.confidence * other.images) / images
+        return Bin(confidence, self.correct + other.correct, images)
+
 
 @dataclass(frozen=True)
 class Scores:

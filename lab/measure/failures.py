@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 class Settings:
     """What is told of the networks' mistakes."""
 
-    failure_images: Annotated[int, Between(1, 20)] = 4
-    """images in each row of the failure figure"""
+    failure_images: Annotated[int, Between(1, 20)] = 6
+    """images of each kind in the failure figure, where they fill its rows"""
     suspect_images: Annotated[int, Between(1, 100)] = 16
     """images in the figure of labels that may be wrong"""
     sure_levels: Annotated[tuple[float, ...], Between(0, 100)] = (50, 60, 70, 80, 90, 95, 99)
@@ -235,16 +235,15 @@ def confused_images(
 
 @dataclass(frozen=True)
 class MistakeGroup:
-    """A network's most confident mistakes; of all, or of those that it alone makes."""
+    """The most confident mistakes of all networks together, or of one that makes them alone."""
 
-    network: Network
-    alone: bool
+    network: Network | None  # None: all are wrong
     images: tuple[ExplainedImage, ...]
 
     def title(self) -> str:
-        if self.alone:
-            return f"Only {self.network.title} is wrong"
-        return f"{self.network.title}: most confident mistakes"
+        if self.network is None:
+            return "All are wrong"
+        return f"Only {self.network.title} is wrong"
 
 
 def group_mistakes(
@@ -252,38 +251,42 @@ def group_mistakes(
 ) -> tuple[MistakeGroup, ...]:
     """At most `count` images a group, most confident first, with all networks' answers.
 
-    No two of a group have the same true and the same predicted class, so that one confusion does
-    not fill it. Images whose labels are suspected are left out. First each network's mistakes, then
-    what it alone gets wrong.
+    First what all get wrong, by their mean confidence, then what each alone does: no image is in
+    two groups. No two of a group have the same true and the same predicted class, so that one
+    confusion does not fill it. Images whose labels are suspected are left out.
     """
     trusted = np.ones(len(test), bool)
     trusted[list(suspected)] = False
+    wrong = np.stack([~evaluation.correct for evaluation in evaluations])
+    confidence = torch.stack([evaluation.confidence for evaluation in evaluations])
+
     groups = []
-    for alone in (False, True):
-        for evaluation in evaluations:
-            among = ~evaluation.correct & trusted
-            if alone:
-                for other in evaluations:
-                    if other is not evaluation:
-                        among &= other.correct
-            index = most_confident(among, evaluation, test.labels, count)
-            images = gradcam.explain_images(index, evaluations, test)
-            groups.append(MistakeGroup(evaluation.trained.network, alone, images))
+    all_wrong = trusted & wrong.all(0)
+    called = evaluations[0].predicted
+    index = most_confident(all_wrong, confidence.mean(0), called, test.labels, count)
+    groups.append(MistakeGroup(None, gradcam.explain_images(index, evaluations, test)))
+    for k, evaluation in enumerate(evaluations):
+        alone = trusted & wrong[k] & (wrong.sum(0) == 1)
+        index = most_confident(alone, confidence[k], evaluation.predicted, test.labels, count)
+        images = gradcam.explain_images(index, evaluations, test)
+        groups.append(MistakeGroup(evaluation.trained.network, images))
     return tuple(groups)
 
 
-def most_confident(among: np.ndarray, evaluation: Evaluation, labels: Tensor, count: int) -> Tensor:
-    """Indices of at most `count` images of those `among` bool [N], most confident first.
+def most_confident(
+    among: np.ndarray, confidence: Tensor, predicted: Tensor, labels: Tensor, count: int
+) -> Tensor:
+    """Of images `among` bool [N] the most confident, each of another kind: int64 [count] at most.
 
-    Of each pair of true and predicted class one.
+    `confidence` float32, `predicted` and `labels` int64, all [N].
     """
-    order = evaluation.confidence.argsort(descending=True, stable=True)
+    order = confidence.argsort(descending=True, stable=True)
     seen = set()
     index: list[int] = []
     for i in order[torch.from_numpy(among)[order]].tolist():
         if len(index) == count:
             break
-        kind = (int(labels[i]), int(evaluation.predicted[i]))
+        kind = (int(labels[i]), int(predicted[i]))
         if kind not in seen:
             seen.add(kind)
             index.append(i)

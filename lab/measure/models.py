@@ -94,7 +94,11 @@ class Network:
     colour: str
     marker: str
     build: Callable[[Any, int], Model]  # from the recipe and the number of classes
-    about: str  # "SE-Attention has …", as the paper says it
+    # For the paper; "" leaves it out
+    about: str  # "SE-Attention has …"
+    subject: str = ""  # "Does … help?"; the title where there is none
+    description: str = ""  # sentences on how it works
+    citation: str = ""  # authors, title, place and year
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ def plot_intervals(
 def plot_reliability(stress: Outcome) -> Figure:
     """Accuracy by confidence; a calibrated network lies on the diagonal. Of the first seed alone.
 
-    With Wilson's intervals, which are wide where a bin holds few images.
+    With Wilson's intervals. Bins of few images, which would lie anywhere, are pooled.
     """
     figure, left, right = two_panels()
     for of_network in stress.networks:
@@ -161,11 +161,14 @@ def plot_reliability(stress: Outcome) -> Figure:
         calibration = of_network.calibration
         first_seed = ((left, calibration.as_trained[0]), (right, calibration.scaled[0]))
         for axes, measured in first_seed:
+            bins = measured.pooled(least=20)
+            confidence = np.array([100 * one.confidence for one in bins])
             intervals = []
-            for correct, images in zip(measured.bin_correct, measured.bin_images, strict=True):
-                intervals.append(statistics.wilson_interval(correct, images, stress.level))
+            for one in bins:
+                interval = statistics.wilson_interval(one.correct, one.images, stress.level)
+                intervals.append(interval)
             look = {"label": network.title, "linestyle": "-", "linewidth": 1}
-            plot_intervals(axes, 100 * measured.bin_confidence, intervals, network, **look)
+            plot_intervals(axes, confidence, intervals, network, **look)
     for axes, when in ((left, "as trained"), (right, "temperature scaled")):
         axes.set(title=when, xlabel="confidence (%)", ylabel="accuracy (%)", ylim=(-3, 103))
         axes.axline((0, 0), slope=1, color="0.4", linestyle=":", zorder=1)
@@ -341,7 +344,7 @@ def plot_associations(results: Results, dossier: Dossier) -> Figure:
     rows = math.ceil(len(grouped) / 5)
     columns = math.ceil(len(grouped) / rows)
     figure = drawing.new_figure(0.3 + 1.5 * rows)
-    panels = figure.subplots(rows, columns, squeeze=False)
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axes, (attribute, of_networks) in zip(panels.flat, grouped.items(), strict=False):
         for k, association in enumerate(of_networks):
             shift = 0.15 * (k - (len(of_networks) - 1) / 2)
@@ -454,8 +457,7 @@ def explained_row(image: ExplainedImage, classes: Sequence[str]) -> list[Picture
     """The image with its true class, then each answer's heatmap with what the network says."""
     row = [Picture(image.pixels, f"{classes[image.label]}\n(image {image.index})")]
     for answer in image.answers:
-        says = f"{classes[answer.predicted]} {answer.confidence:.0%}"
-        caption = f"{answer.network.title}:\n{says}"
+        caption = f"{answer.network.title}:\n{classes[answer.predicted]}\n{answer.confidence:.0%}"
         heat = drawing.overlay(image.pixels, answer.heatmap)
         row.append(Picture(heat, caption, answer.network.colour))
     return row
@@ -468,16 +470,24 @@ def plot_explained(results: Results, image: ExplainedImage) -> Figure:
 
 
 def plot_failures(results: Results, dossier: Dossier) -> Figure:
-    """Groups of a kind side by side; in each column an image, below it the networks' answers."""
+    """Groups side by side; in each column an image, below it the networks' answers.
+
+    Three groups or two fill a line. Of more images than fit there, so many as fill further lines.
+    """
+    abreast = 3 if len(dossier.groups) % 3 == 0 else 2
+    fitting = 9 // abreast
+    most = max(len(group.images) for group in dossier.groups)
+    shown = most if most <= fitting else most - most % fitting
     lines = []
-    for alone in (False, True):
-        blocks = []
-        for group in dossier.groups:
-            if group.alone == alone:
-                columns = [explained_row(image, results.classes) for image in group.images]
+    for first in range(0, len(dossier.groups), abreast):
+        for start in range(0, max(1, shown), fitting):
+            blocks = []
+            for group in dossier.groups[first : first + abreast]:
+                images = group.images[start : min(start + fitting, shown)]
+                columns = [explained_row(image, results.classes) for image in images]
                 rows = list(zip(*columns, strict=True))
                 blocks.append(PictureBlock(group.title(), rows))
-        lines += [blocks[k : k + 2] for k in range(0, len(blocks), 2)]
+            lines.append(blocks)
     return drawing.plot_pictures(lines, heat_scale=True)
 
 

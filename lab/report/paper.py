@@ -6,13 +6,14 @@ lists to loop over.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from lab.measure.models import Network
 from lab.measure.stress import Outcome
-from lab.report import records, tables
+from lab.report import records, sentences, tables
 from lab.report.results import Results, named_images
 
 
@@ -30,6 +31,9 @@ def latex_values(results: Results) -> str:
     stages = range(results.setup.stages)
     names = [name for name, _ in named_images(results) if name.endswith("_1")]
     macros = {
+        "question": tables.latex_text(ask(networks[1:])),
+        "describedkeys": ",".join(one.key for one in networks if one.description),
+        "citedkeys": ",".join(one.key for one in networks if one.citation),
         "firstkey": keys[0],
         "networkkeys": ",".join(keys),
         "comparedkeys": ",".join(keys[1:]),
@@ -45,6 +49,16 @@ def latex_values(results: Results) -> str:
     for name, content in macros.items():
         lines.append(rf"\newcommand{{\{name}}}{{{content}}}")
     return "\n".join(lines) + "\n"
+
+
+def ask(compared: Sequence[Network]) -> str:
+    """The beginning of the paper's title, of which the networks that are compared are the subject:
+    "Does … Help", "Do … and … Help"."""
+    subjects = [network.subject or f"the {network.title} CNN" for network in compared]
+    if not subjects:
+        return "What Is Learnt by"
+    verb = "Does" if len(subjects) == 1 else "Do"
+    return f"{verb} {sentences.join_with_and(subjects)} Help"
 
 
 def keys_with_gates(stress: Outcome | None) -> list[str]:

@@ -142,6 +142,8 @@ def network_record(of_network: NetworkResults, classes: Sequence[str]) -> dict[s
     return {
         "title": of_network.network.title,
         "about": of_network.network.about,
+        "description": of_network.network.description,
+        "citation": of_network.network.citation,
         "layers": {
             layer.name: {"parameters": layer.parameters, "multiply_adds": layer.multiply_adds}
             for layer in of_network.layers

@@ -55,7 +55,7 @@ def say_verdict(comparison: Comparison, classes: Sequence[str], rules: statistic
     whose = ""
     if overall.over_seeds is None:
         test = "exact McNemar test"
-        whose = "Of these two trained networks, "
+        whose = "As trained here, "
     numbers = (
         f"{interval.value:+.2f} percentage points, {100 * (1 - rules.level):g} % interval "
         f"{interval.low:+.2f} to {interval.high:+.2f} ({test}, p = {difference.p:.2g}; against the "

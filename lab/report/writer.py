@@ -99,7 +99,7 @@ def summary_parts(results: Results) -> Iterator[SummaryPart]:
             [
                 ("transitions", "What becomes of mistakes, and how sure they are"),
                 ("associations", "Error by fifths of what images are like"),
-                ("failure_cases", "The most confident mistakes of each kind"),
+                ("failure_cases", "The most confident mistakes, of all networks and of each alone"),
                 ("label_suspects", "Test images whose label may be wrong"),
             ],
         )

@@ -49,3 +49,17 @@ def test_temperature_is_fitted_on_validation_images_and_helps(stressed):
             scores.scaled[0].negative_log_likelihood < scores.as_trained[0].negative_log_likelihood
         )
         assert scores.temperature[0] < 1  # smoothed labels leave the networks too unsure
+
+
+def test_bins_are_pooled_until_each_holds_enough():
+    made = calibration.Calibration(
+        0.0, 0.0, 0.0, np.array([0.1, 0.3, 0.5, 0.9]), np.array([0, 2, 25, 4]),
+        np.array([1, 19, 30, 5]),
+    )  # fmt: skip
+    first, last = made.pooled(20)
+    assert (first.correct, first.images) == (2, 20)
+    assert first.confidence == pytest.approx((0.1 + 19 * 0.3) / 20)
+    assert (last.correct, last.images) == (29, 35)  # too few at the end join the last
+    assert [one.images for one in made.pooled(1)] == [1, 19, 30, 5]
+    (only,) = made.pooled(1000)
+    assert (only.correct, only.images) == (31, 55)

@@ -1,5 +1,7 @@
 """How figures look: headings that stay in their part, heatmaps blended with their picture."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,22 @@ def test_headings_of_pictures_stay_in_their_part(style, count, networks):
         assert part.bbox.x0 <= box.x0 and box.x1 <= part.bbox.x1
         at_the_right = part.bbox.x1 > figure.bbox.x1 - 1
         assert len(scales) == (count > 0 and at_the_right)  # none without heatmaps
+
+
+@pytest.mark.parametrize(("abreast", "columns"), [(2, 4), (3, 3)])
+def test_captions_of_neighbours_do_not_collide(style, abreast, columns):
+    """With the longest name of a class and of a network, as the figure of failures has them."""
+    caption = "SE-Attention:\nautomobile\n100%"
+    picture = Picture(np.zeros((32, 32, 3), np.uint8), caption)
+    block = PictureBlock("Only SE-Attention is wrong", [[picture] * columns] * 3)
+    figure = drawing.plot_pictures([[block] * abreast], heat_scale=True)
+    figure.draw_without_rendering()
+    boxes = []
+    for part in figure.subfigs:
+        boxes += [axes.title.get_window_extent() for axes in part.axes if axes.get_title()]
+    assert len(boxes) == 3 * columns * abreast
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
 
 
 def test_overlay_is_rgb_upright_and_lets_the_picture_show():

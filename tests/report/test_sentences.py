@@ -123,7 +123,7 @@ def test_verdict_says_what_was_found(better, seeds, monkeypatch):
     assert found.overall.difference.verdict is expected[better]
     assert f"{found.overall.difference.interval.value:+.2f} percentage points" in sentence
     assert ("One seed can't speak for the architecture" in sentence) == (seeds == 1)
-    assert ("Of these two trained networks" in sentence) == (seeds == 1)
+    assert ("As trained here" in sentence) == (seeds == 1)
     if seeds > 1:
         planning = found.overall.over_seeds.planning
         assert f"{planning.detectable_difference:.2f} points 80 % of the time" in sentence
