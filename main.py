@@ -21,6 +21,7 @@ import sys
 if sys.version_info < (3, 11):  # noqa: UP036 - so that an older one is told so
     sys.exit(f"main.py needs Python 3.11 or newer, and this is {sys.version.split()[0]}")
 
+import atexit
 import copy
 import dataclasses
 import json
@@ -1310,7 +1311,8 @@ def say_interrupted(settings: Settings, hardware: Hardware) -> str:
 if __name__ == "__main__":
     try:
         main()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done; Ctrl-C can stop nothing more
+        # All is done: as Python ends, Ctrl-C can stop nothing more.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     except KeyboardInterrupt:  # before the run has anything to keep
         sys.exit("main.py: interrupted")
     except ImportError as error:  # of what is imported where it is used

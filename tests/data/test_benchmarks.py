@@ -130,3 +130,18 @@ def test_textures_svhn_and_cifar100_are_read_as_torchvision_leaves_them(tmp_path
 
     with pytest.raises(RuntimeError):
         benchmarks.read_cifar100(tmp_path)
+
+
+def test_what_lies_there_packed_is_said(tmp_path, capsys):
+    """As it is downloaded: else one would think that it is used."""
+    labels = torch.zeros(10_000, dtype=torch.int64)
+    (tmp_path / "CIFAR-10-C.tar").touch()
+    assert benchmarks.find_official(tmp_path, labels, corruptions.EXTRA) == {}
+    for name in ("cifar-100-python.tar.gz", "dtd-r1.0.1.tar.gz", "test_32x32.mat"):
+        (tmp_path / name).write_bytes(b"not whole")
+    assert benchmarks.find_foreign(tmp_path, 20) == {}
+    said = capsys.readouterr().out
+    for name in ("CIFAR-10-C.tar is not unpacked (tar -xf does that)",
+                 "cifar-100-python.tar.gz is there, but CIFAR-100 is not unpacked",
+                 "dtd-r1.0.1.tar.gz is there, but Textures", "test_32x32.mat is there, but SVHN"):
+        assert name in said

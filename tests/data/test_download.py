@@ -279,3 +279,17 @@ def test_a_download_that_fills_the_disk_blames_no_mirror(mirrors, small_disk, tm
     assert str(small_disk / PART) in message and "No space left" in message
     assert "--data-dir" in message and "http" not in message
     assert Mirror.asked == [("good", 0)]
+
+
+@pytest.mark.parametrize("faults", [("broken", "other"), ("other", "other?again"), ("broken",)])
+def test_no_mirror_is_tried_for_ever(mirrors, capsys, faults):
+    """One that breaks off halfway always gave something, and one whose bytes are wrong always
+    could have gone on from bad ones: between them they had no end."""
+    folder, settings = mirrors(*faults)
+    with pytest.raises(UserError) as raised:
+        cifar10.load(folder, settings)
+    asked = [fault for fault, _ in Mirror.asked]
+    for fault in set(asked):
+        assert asked.count(fault) <= len(faults) * download.TRIES
+    for fault in faults:
+        assert fault in str(raised.value)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from helpers import MAIN, SKETCHING, STRESS, refused, run_main, tiny
 
 import main
 from lab.machine import console
+from lab.machine.options import UserError
 
 FP32 = ("--precision", "fp32")  # else it is measured, which takes seconds
 BRIEF = (*FP32, "--gradcam-images", "1", "--resamples", "100")
@@ -82,6 +84,10 @@ def test_a_run_inside_a_notebook(tmp_path):
         f"sys.argv = {['main.py', *tiny(tmp_path, *BRIEF)]}\n"
         f"runpy.run_path({str(SKETCHING)!r}, run_name='__main__')\n"
         "assert 'Everything is in' in sys.stdout.getvalue()\n"
+        "import atexit, signal\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"  # cells can stop
+        "atexit._run_exitfuncs()\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN\n"  # as Python ends
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -140,3 +146,41 @@ def test_closed_streams_do_not_matter(tmp_path):
     closed = f"{sys.executable} {SKETCHING} {' '.join(tiny(tmp_path, *STRESS, *BRIEF))} >&- 2>&-"
     assert subprocess.run(closed, shell=True).returncode == 0
     assert (tmp_path / "results" / "summary.md").exists()
+
+
+def test_main_runs_in_any_thread(tiny_run, sketching):
+    """As Gradio, Streamlit and Ray call it: signals can be set in the main thread alone."""
+    ended = []
+
+    def run():
+        main.main(tiny(tiny_run, *FP32))
+        ended.append(True)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert ended
+
+
+def test_a_part_that_fails_is_said_and_the_rest_goes_on(capsys):
+    watch = console.Stopwatch()
+    parts = console.Parts(watch)
+    done = []
+    with parts.part("first"):
+        raise RuntimeError("two\nlines")
+    with parts.part("second"):
+        raise UserError("mend that")
+    with parts.part("third"):
+        done.append("third")
+    assert done == ["third"] and list(watch.seconds) == ["third"]
+    assert parts.failed() == {"first": "RuntimeError: two lines", "second": "mend that"}
+    assert (
+        "first failed, and the rest goes on: RuntimeError: two lines\n" in capsys.readouterr().out
+    )
+    with pytest.raises(RuntimeError, match="two"):
+        parts.raise_first()
+
+
+def test_ctrl_c_is_not_caught(capsys):
+    with pytest.raises(KeyboardInterrupt), console.Parts(console.Stopwatch()).part("first"):
+        raise KeyboardInterrupt

@@ -187,3 +187,76 @@ def test_a_processor_is_measured_soon():
     start = time.perf_counter()
     assert 0.01 < device.bfloat16_speedup() < 100
     assert time.perf_counter() - start < 20
+
+
+@pytest.mark.parametrize("name", ["OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY"])
+def test_all_cores_are_used_whatever_binds_openmp(name):
+    """With such a variable, importing torch ties the process to one core, of which it then counts
+    no more."""
+    value = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores", "GOMP_CPU_AFFINITY": "0"}[name]
+    script = (
+        "from lab.machine import packages\n"  # as main.py does before any other import
+        "import joblib, torch\n"
+        "torch.rand(600, 600) @ torch.rand(600, 600)\n"
+        "print(joblib.cpu_count())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=MAIN.parent, env={**os.environ, name: value},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == len(os.sched_getaffinity(0))
+
+
+OLD_DRIVER = (
+    "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU "
+    "driver by downloading and installing a new version"
+)
+
+
+def test_a_driver_that_is_too_old_is_said(monkeypatch, capsys):
+    def fail():
+        raise RuntimeError(OLD_DRIVER)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", fail)
+    assert device.choose_device("auto", 0).type == "cpu"
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "driver on your system is too old (found version 11040)" in line
+    assert "Update the driver, or install a PyTorch for an older CUDA" in line
+    with pytest.raises(SystemExit):
+        device.choose_device("cuda", 0)
+    assert "too old (found version 11040)" in capsys.readouterr().err
+
+
+def test_where_there_is_no_driver_nothing_is_said(monkeypatch, capsys):
+    def fail():
+        raise RuntimeError("Found no NVIDIA driver on your system. Please check that you have one")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", fail)
+    assert device.choose_device("auto", 0).type == "cpu"
+    assert capsys.readouterr().out == ""
+
+
+def test_a_torchrun_without_libuv_is_told_the_switch(monkeypatch):
+    def fail(_):
+        raise RuntimeError("use_libuv was requested but PyTorch was built without libuv support")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "rendezvous", fail)
+    with pytest.raises(SystemExit, match="set USE_LIBUV=0 for torchrun"):
+        device.find_ranks()
+
+
+@pytest.mark.long
+def test_the_choice_is_the_same_under_load():
+    """Four busy processes, 20 measurements: all on the same side of what is worthwhile."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    try:
+        found = [device.bfloat16_speedup() for _ in range(20)]
+    finally:
+        for process in busy:
+            process.kill()
+    print(f"speedups {min(found):.3f} to {max(found):.3f}")
+    assert len({speedup >= device.WORTHWHILE_SPEEDUP for speedup in found}) == 1

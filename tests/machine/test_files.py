@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import KEYS, STRESS, refused, tiny
 
@@ -212,3 +213,9 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         files.write_file(path, "new")
     assert path.read_text() == "old" and [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_what_json_has_not_is_not_written():
+    for value in (float("nan"), float("inf"), np.array([1.0, np.nan])):
+        with pytest.raises(ValueError):
+            files.as_json({"value": value})

@@ -248,3 +248,41 @@ def test_any_module_can_be_attacked():
     left = found.robust.mean(1)
     assert left[0] > left[1] > left[2] and left[2] < 0.2
     assert np.array_equal(by_twin[-1], found.robust[-1])
+
+
+@pytest.mark.parametrize(("more", "masked"), [(0, False), (1, False), (2, False), (12, True)])
+def test_gradients_are_called_masked_beyond_chance_alone(more, masked):
+    """`more` of 100 images are fooled by what was made for the other network alone."""
+    epsilons = (1.0, 2.0, 4.0)
+    robust = np.zeros((3, 100), bool)
+    robust[:, :60] = True
+    transferred = robust.copy()
+    transferred[1, :more] = False
+    clean = np.ones(100, bool)
+    found = {
+        "baseline": [Attacked(clean, robust, {"se_attention": robust})],
+        "se_attention": [Attacked(clean, robust, {"baseline": transferred})],
+    }
+    scores = attacks.score(found, epsilons, statistics.Settings(), 42)
+    assert scores["baseline"].is_masked() == masked
+    assert not scores["se_attention"].is_masked()
+    transfer = scores["baseline"].transfer[1]
+    assert transfer.interval.value == -more and transfer.p_holm >= transfer.p
+
+
+def test_noise_is_seldom_called_masked_gradients():
+    """200 experiments of three epsilons in which neither attack is the stronger: in 5 %, and three
+    standard errors, at most."""
+    rng = np.random.default_rng(0)
+    called = 0
+    for _ in range(200):
+        robust = rng.random((3, 100)) < 0.5
+        flipped = rng.random((3, 100)) < 0.05
+        transferred = robust ^ flipped
+        found = {
+            "baseline": [Attacked(np.ones(100, bool), robust, {"se_attention": robust})],
+            "se_attention": [Attacked(np.ones(100, bool), robust, {"baseline": transferred})],
+        }
+        scores = attacks.score(found, (1.0, 2.0, 4.0), statistics.Settings(), 42)
+        called += scores["baseline"].is_masked()
+    assert called / 200 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 200), called

@@ -169,3 +169,29 @@ def test_risks_are_drawn_where_they_are_measured(images):
         answered = round(coverage * images / 100)
         assert 1 <= answered <= images and risk == every[answered - 1]
     assert found.coverage[-1] == 100 and found.change is None
+
+
+@pytest.mark.parametrize("own", [1, 2, 5])
+def test_few_own_images_among_many_foreign_ones_leave_an_interval(own):
+    """Drawn again from one pool, some resamples would hold none of the own images."""
+    rng = np.random.default_rng(0)
+    familiarity = np.concatenate([rng.normal(1, 1, own), rng.normal(0, 1, 100)])
+    is_own = np.arange(100 + own) < own
+    found = doubt.detect([(familiarity, is_own)], statistics.Settings(), 42)
+    for estimate in (found.auroc, found.false_positives):
+        interval = estimate.interval
+        assert 0 <= interval.low <= estimate.by_seed[0] <= interval.high <= 100
+
+
+@pytest.mark.slow
+def test_intervals_of_few_own_images_cover_the_true_auroc():
+    """150 experiments: 20 own images against 100 foreign ones, a normal and one a deviation up."""
+    rng = np.random.default_rng(0)
+    true = 100 * scipy.stats.norm.cdf(1 / np.sqrt(2))
+    covered = 0
+    rules = statistics.Settings(score_resamples=100)
+    for _ in range(150):
+        familiarity = np.concatenate([rng.normal(1, 1, 20), rng.normal(0, 1, 100)])
+        found = doubt.detect([(familiarity, np.arange(120) < 20)], rules, 42)
+        covered += found.auroc.interval.low <= true <= found.auroc.interval.high
+    assert 0.88 < covered / 150 < 0.99, covered

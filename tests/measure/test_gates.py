@@ -44,3 +44,12 @@ def test_gates_held_at_their_means_cost_nothing_where_they_answer_to_no_image(tr
     found = gates.study(model, data.test, len(data.classes), hardware)
     assert found.accuracy_as_learnt == found.accuracy_at_means
     assert max(found.share_between_classes) < 1e-3
+
+
+def test_gates_held_fixed_compute_in_the_arithmetic_of_those_that_are_not():
+    """Else gates at their means would be compared with gates as learnt in another arithmetic."""
+    activations = torch.randn(3, 5, 4, 4, dtype=torch.bfloat16)
+    means = torch.rand(5)
+    found = gates.FixedGates(means)(activations)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, activations * means.bfloat16()[:, None, None])

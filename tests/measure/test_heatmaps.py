@@ -1,10 +1,14 @@
 """What heatmaps are worth: random ones as coarse, shuffled networks, curves."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import ROOT
 
 import main
 from lab.data import shapes
@@ -79,3 +83,19 @@ def test_curves_start_and_end_at_whole_images(stressed):
         assert whole[0] > 0.5
         assert maps.deletion[-1] == pytest.approx(noise.deletion[-1])  # all grey
         assert len(maps.deletion) == heatmaps.Settings().curve_steps + 1
+
+
+def test_a_map_is_like_itself_whatever_scipy_is_told_of_arrays():
+    """With SCIPY_ARRAY_API=1, which other packages tell people to set, SciPy answers tensors with
+    tensors, whose deviations are another kind."""
+    script = (
+        "import torch\n"
+        "from lab.measure import heatmaps\n"
+        "maps = torch.rand(3, 32, 32)\n"
+        "assert abs(heatmaps.rank_correlation(maps, maps) - 1) < 1e-9\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "SCIPY_ARRAY_API": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

@@ -1,5 +1,7 @@
 """What a run leaves as JSON: an earlier one's record says what seeds can show."""
 
+import json
+
 import pytest
 from helpers import comparison, tiny
 
@@ -29,3 +31,39 @@ def test_an_earlier_run_tells_what_seeds_can_show(tmp_path, capsys, monkeypatch)
         del recipe["seed"]
         told = records.plan_from_earlier(tmp_path, recipe, main.NETWORKS, 7, rules)
         assert len(told) == count
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        ({}, None),
+        ({"seeds": 4, "attack_images": None}, None),
+        ({"stress": "off"}, "--stress full"),
+        ({"stress": "quick", "seeds": 1}, "--stress full and --seeds 3"),
+        ({"attack_images": 50}, "--attack-images 100"),
+    ],
+)
+def test_results_that_are_replaced_by_less_are_named(tmp_path, now, said):
+    """With the command that made them, and the minutes that it took."""
+    (tmp_path / "results").mkdir()
+    options = {"stress": "full", "seeds": 3, "attack_images": 100}
+    earlier = {
+        "settings": options, "seconds": {"training": 500, "stress": 400},
+        "command": "python main.py --seeds 3",
+    }  # fmt: skip
+    (tmp_path / records.COMPARISON_FILE).write_text(json.dumps(earlier))
+    lines = records.say_what_is_replaced(tmp_path, {**options, **now})
+    if said is None:
+        assert lines == []
+    else:
+        (line,) = lines
+        assert f" are of {said} (python main.py --seeds 3; 15 min)" in line
+        assert "--output-dir" in line
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"settings": {}}'])
+def test_damaged_earlier_results_are_not_spoken_of(tmp_path, content):
+    if content is not None:
+        (tmp_path / "results").mkdir()
+        (tmp_path / records.COMPARISON_FILE).write_text(content)
+    assert records.say_what_is_replaced(tmp_path, {"stress": "off", "seeds": 1}) == []

@@ -50,3 +50,22 @@ def test_layers_are_listed_for_each_network(results):
     se = results.networks[1]
     assert table.loc["all"].tolist()[2:] == [f"{se.parameters():,}", f"{se.multiply_adds():,}"]
     assert table.loc["attention 1"].tolist()[:2] == ["", ""]
+
+
+def test_what_latex_reads_as_a_command_is_printed():
+    """As in a network's title."""
+    for title, expected in (
+        ("50% of_A & B#1 $x", r"50\% of\_A \& B\#1 \$x"),
+        ("a^b~c", r"a\textasciicircum{}b\textasciitilde{}c"),
+        ("{x}\\y", r"\{x\}\textbackslash{}y"),
+    ):
+        assert tables.latex_text(title) == expected
+
+
+def test_a_p_that_is_not_corrected_is_not_called_so(results):
+    """The one of the overall difference is of a single test."""
+    table = tables.accuracy_table(results)
+    texts = table.texts()
+    (column,) = [name for name in texts.columns if "p (" in name]
+    assert "of classes: Holm" in column
+    assert texts.index[-1] == "Overall"
