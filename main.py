@@ -35,7 +35,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, cast
 
 from lab.machine import packages
 
@@ -96,6 +96,9 @@ try:
     )
     from lab.report import records
     from lab.report.results import Results, Setup, count_images, network_results
+
+    if TYPE_CHECKING:
+        from lab.report.pictures import Classifier
 except ImportError as error:
     packages.end_unless_ours(error)
 except KeyboardInterrupt:
@@ -1163,26 +1166,38 @@ def look_at_pictures(settings: Settings, hardware: Hardware) -> None:
     """What the first seed's networks say of the pictures of --predict."""
     from lab.report import pictures
 
-    trained, familiar, classes = load_for_pictures(settings, hardware)
-    classified = []
-    for one in trained:
-        known = familiar[one.network.key]
-        classified.append(pictures.Classified(one, known, classes))
-    hardware = replace(hardware, precision=trained[0].checkpoint.precision)
+    networks = load_for_pictures(settings, hardware)
     paths = pictures.find_pictures(settings.predict)
     folder = settings.output() / "predictions"
-    failures_of_pictures = pictures.look_at(paths, classified, folder, hardware)
+    failures_of_pictures = pictures.look_at(paths, networks, folder, hardware)
     if failures_of_pictures > 0:
         sys.exit(1)
 
 
-def load_for_pictures(
-    settings: Settings, hardware: Hardware
-) -> tuple[list[TrainedModel], dict[str, Familiar], tuple[str, ...]]:
-    """The first seed's networks, what they know by network, and the names of the classes.
+def classify(picture: str | Path, *options: str) -> dict[str, dict[str, float]]:
+    """What the networks that a run with these options has trained say of a picture's middle square.
+
+    Each class's probability, temperature scaled, the likeliest first, by the network's key.
+    UserError where there is no such run or the file is no picture.
+    """
+    from lab.report import pictures
+
+    settings = parse_settings(options)
+    hardware = prepare_machine(settings.machine, len(NETWORKS))
+    seen = pictures.read_picture(Path(picture))
+    answers = {}
+    for one in load_for_pictures(settings, hardware):
+        answers[one.trained.network.key] = one.probabilities(seen, hardware)
+    return answers
+
+
+def load_for_pictures(settings: Settings, hardware: Hardware) -> list[Classifier]:
+    """The first seed's networks, with what they know of the images that they learnt.
 
     UserError where a run has not made them.
     """
+    from lab.report.pictures import Classifier
+
     path = settings.output() / records.FAMILIAR_FILE
     cure = "run main.py first, with the same options but --predict"
     try:
@@ -1194,7 +1209,7 @@ def load_for_pictures(
         raise UserError(f"{folder}/ holds no results of trained networks: {cure}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {cure}") from error
-    trained = []
+    networks = []
     for job in training_jobs(replace(settings, seeds=1)):
         if not job.path.exists():
             raise UserError(f"{job.path} is missing: {cure}")
@@ -1203,8 +1218,8 @@ def load_for_pictures(
         if known is None or known.fingerprint != fingerprint(one.checkpoint.state_dict):
             raise UserError(f"{job.path} is not what {path} speaks of: {cure}")
         one.model.to(hardware.device)
-        trained.append(one)
-    return trained, familiar, classes
+        networks.append(Classifier(one, known, classes))
+    return networks
 
 
 # The command line, and how a run ends

@@ -1,5 +1,6 @@
 """The README: its commands and code run as written, and each of its numbers is a run's."""
 
+import ast
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import sys
 
 import pytest
 from helpers import ROOT, STRESS, look_up, run_record, tiny
+from PIL import Image
 
 import main
 from lab.data import shapes
@@ -62,14 +64,24 @@ def test_the_readme_names_every_option():
     } <= named
 
 
-def test_the_readmes_python_runs(made_tiny_run):
+def test_the_readmes_python_runs(made_tiny_run, tmp_path, monkeypatch, capsys):
     code, _, _ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    _, after_imports = code.split("\n\n")
-    assert len(after_imports.splitlines()) == 5
+    picture = tmp_path / "cat.jpg"
+    Image.fromarray(shapes.draw(1, 0).pixels[0].numpy()).resize((90, 60)).save(picture)
     of_this_run = tiny(made_tiny_run, "--precision", "fp32")
-    names = {"pixels": shapes.draw(7, 0).pixels}
-    exec(code.replace("parse_settings([])", f"parse_settings({of_this_run})"), names)
-    assert names["logits"].shape == (7, 10) and names["network"].network.key == "se_attention"
+    code = code.replace("parse_settings([])", f"parse_settings({of_this_run})")
+    code = code.replace('classify("cat.jpg")', f'classify("cat.jpg", *{of_this_run})')
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    assert names["logits"].shape == (1, 10) and names["network"].network.key == "se_attention"
+    said = ast.literal_eval(capsys.readouterr().out.splitlines()[-1])
+    assert list(said) == ["baseline", "se_attention"]
+    likeliest = next(iter(said["se_attention"]))
+    assert list(shapes.SHAPES)[names["logits"].argmax()] == likeliest
+    for chances in said.values():
+        assert sum(chances.values()) == pytest.approx(1) and len(chances) == 10
+        assert sorted(chances.values(), reverse=True) == list(chances.values())
 
 
 @pytest.mark.slow

@@ -4,18 +4,21 @@ import dataclasses
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import KEYS, ROOT, STRESS, comparison, fingerprint, tiny, weights
+from helpers import KEYS, ROOT, SKETCHING, STRESS, comparison, fingerprint, run_main, tiny, weights
 
 import main
 from lab.data import benchmarks, shapes
 from lab.machine import device, files
-from lab.measure.models import load_checkpoint, save_checkpoint
+from lab.measure import failures, gradcam, statistics, stress
+from lab.measure.models import Checkpoint, load_checkpoint, save_checkpoint
+from lab.report import figures
 
 
 def promised_files(output):
@@ -271,3 +274,111 @@ def test_a_run_on_real_cifar10(cifar10_dir, tmp_path, monkeypatch, sketching):
     assert (found["count"], found["extra_count"], found["names"]) == (1, 0, ["fog"])
     assert found["source"] == "the published arrays"
     assert found["mean_is_over"] == "1 of the benchmark's 15 corruptions"
+
+
+def lie_in(folder, *, seed, name="baseline_model.pth"):
+    """A file of weights of a seed, as it was saved."""
+    folder.mkdir(exist_ok=True)
+    recipe = main.Recipe(seed=seed)
+    checkpoint = Checkpoint("baseline", recipe.record(), "fp32", "", {}, [], {})
+    save_checkpoint(folder / name, checkpoint)
+
+
+def test_a_seeds_weights_are_found_whichever_seed_came_first(tmp_path):
+    def name_of(seed):
+        return main.path_of_weights(tmp_path, main.NETWORKS[0], seed).name
+
+    assert [name_of(seed) for seed in (42, 43)] == [
+        "baseline_model.pth",
+        "baseline_model_seed43.pth",
+    ]
+    lie_in(tmp_path, seed=42)
+    lie_in(tmp_path, seed=43, name="baseline_model_seed43.pth")
+    assert name_of(42) == "baseline_model.pth"
+    assert [name_of(seed) for seed in (43, 7)] == [
+        "baseline_model_seed43.pth",
+        "baseline_model_seed7.pth",
+    ]
+    # earlier versions gave the plain name to whichever seed came first
+    lie_in(tmp_path / "old", seed=7)
+    lie_in(tmp_path / "old", seed=8, name="baseline_model_seed8.pth")
+    for seed, name in ((7, ""), (8, "_seed8"), (42, "_seed42")):
+        found = main.path_of_weights(tmp_path / "old", main.NETWORKS[0], seed)
+        assert found.name == f"baseline_model{name}.pth"
+    # nor does an unfinished one give its name up
+    lie_in(tmp_path / "half", seed=9, name="baseline_model_resume.pth")
+    found = main.path_of_weights(tmp_path / "half", main.NETWORKS[0], 9)
+    assert found.name == "baseline_model.pth"
+
+
+def test_another_seed_is_trained_beside_and_nothing_is_deleted(tiny_run, undrawn):
+    before, _ = fingerprint(tiny_run)
+    main.main(tiny(tiny_run, "--seed", "43", "--retrain"))
+    after, _ = fingerprint(tiny_run)
+    assert set(after) - set(before) == {f"{key}_model_seed43.pth" for key in KEYS}
+    assert all(after[name] == before[name] for name in before)
+
+
+PARTS = {
+    "comparison": (statistics, "compare_with_first"),
+    "explanation": (gradcam, "explain"),
+    "failures": (failures, "study"),
+    "stress": (stress, "run"),
+    "figures": (figures, "save"),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_that_fails_takes_nothing_with_it(tiny_run, tmp_path, monkeypatch, capsys, part):
+    """What is known is written, the summary names what is missing, and the run ends in the
+    error."""
+    shutil.copytree(tiny_run / "models", tmp_path / "run" / "models")
+    monkeypatch.setattr(figures, "save", lambda *_: None)
+
+    def fail(*_, **__):
+        raise TypeError("this is planted")
+
+    module, name = PARTS[part]
+    monkeypatch.setattr(module, name, fail)
+    quick = ["--stress", "quick", "--resamples", "100", "--score-resamples", "20"]
+    with pytest.raises(TypeError, match="this is planted"):
+        main.main(tiny(tmp_path / "run", *STRESS, *quick))
+    found = comparison(tmp_path / "run")
+    assert found["failed"] == {part: "TypeError: this is planted"}
+    assert found["networks"]["baseline"]["accuracy"]["overall"]["value"] > 0
+    assert bool(found["verdicts"]) == (part != "comparison")
+    assert bool(found["failures"]) == (part != "failures")
+    assert bool(found["stress"]) == (part != "stress")
+    results = tmp_path / "run" / "results"
+    assert (results / "robustness.json").exists() == (part != "stress")
+    assert (results / "predictions.csv").exists() == (part != "failures")
+    summary = (results / "summary.md").read_text()
+    assert f"- {part}: TypeError: this is planted" in summary
+    assert not (results / "report_values.tex").exists()  # a paper tells of a whole run
+    assert f"{part} failed, and the rest goes on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("part", ["failures", "stress"])
+def test_a_kill_loses_none_of_the_parts_before(tiny_run, tmp_path, monkeypatch, part):
+    shutil.copytree(tiny_run / "models", tmp_path / "run" / "models")
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(*PARTS[part], killed)
+    with pytest.raises(SystemExit):
+        main.main(tiny(tmp_path / "run", *STRESS, "--resamples", "100"))
+    found = comparison(tmp_path / "run")
+    assert found["verdicts"] and bool(found["failures"]) == (part == "stress")
+
+
+@pytest.mark.slow
+def test_scipys_array_switch_changes_nothing(made_tiny_run, tmp_path):
+    """SCIPY_ARRAY_API=1, which other packages tell people to set: SciPy answers tensors with
+    tensors."""
+    shutil.copytree(made_tiny_run / "models", tmp_path / "models")
+    done = run_main(*tiny(tmp_path, *STRESS), program=SKETCHING, SCIPY_ARRAY_API="1")
+    assert done.returncode == 0, done.stderr
+    assert fingerprint(tmp_path) == fingerprint(made_tiny_run)
+    robustness = "results/robustness.json"
+    assert (tmp_path / robustness).read_bytes() == (made_tiny_run / robustness).read_bytes()

@@ -1,11 +1,15 @@
 """Training: splits, crops, optimisers, and that networks learn the same bits side by side."""
 
+import dataclasses
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.functional as TF
 from helpers import BASELINE, SE, refused, small_network, small_recipe, tiny
+from torch import nn
 
 import main
 from lab.machine.device import Hardware, MachineSettings, prepare_machine
@@ -201,3 +205,59 @@ def test_early_epochs_see_crops_and_training_moves_all_but_the_stem(monkeypatch,
         n for n, p in one.model.named_parameters() if not torch.equal(p, fresh.get_parameter(n))
     }
     assert {n for n, _ in one.model.named_parameters()} - moved == {"stem.weight"}
+
+
+class Dropped(main.SmallCNN):
+    """A network of one's own, whose layers draw random numbers in training."""
+
+    def classify(self, features):
+        return super().classify(F.dropout(features, 0.3, self.training))
+
+
+class AlsoDropped(main.SmallCNN):
+    def features(self, images):
+        return F.dropout2d(super().features(images), 0.2, self.training)
+
+
+def test_networks_with_dropout_learn_the_same_bits_side_by_side_and_resumed(tmp_path, monkeypatch):
+    """Though PyTorch has one generator for all threads, whose state no file holds."""
+    networks = [
+        dataclasses.replace(BASELINE, build=partial(Dropped, attention=nn.Identity)),
+        dataclasses.replace(SE, build=partial(AlsoDropped, attention=nn.Identity)),
+    ]
+    monkeypatch.setattr(main, "NETWORKS", networks)
+    small = "--shapes-train 200 --shapes-test 20 --batch-size 45 --widths 8 8 16 --epochs 3".split()
+    data = main.load_data(main.parse_settings(tiny(tmp_path, *small)))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def trained_in(folder, at_once):
+        settings = main.parse_settings(tiny(tmp_path / folder, *small))
+        hardware = Hardware(torch.device("cpu"), "fp32", "", at_once=at_once)
+        found = main.train_all(main.training_jobs(settings), data, hardware)
+        return [one.model.state_dict() for one in found]
+
+    one_by_one = trained_in("one", 1)
+    side_by_side = trained_in("two", 2)
+    real = main.train_epoch
+
+    def interrupted(training, step, epoch, hardware):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return real(training, step, epoch, hardware)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(main, "train_epoch", interrupted)
+        trained_in("resumed", 2)
+    assert list((tmp_path / "resumed").rglob("*_resume.pth"))
+    torch.rand(7)  # whatever else draws meanwhile
+    resumed = trained_in("resumed", 2)
+    torch.set_num_threads(threads)
+    for other in (side_by_side, resumed):
+        for state, expected in zip(other, one_by_one, strict=True):
+            assert all(torch.equal(value, expected[name]) for name, value in state.items())
+    assert main.draws_in_training(main.build_network(networks[0], small_recipe(), 10), SOME_IMAGES)
+    assert not main.draws_in_training(small_network(BASELINE), SOME_IMAGES)
+
+
+SOME_IMAGES = torch.rand(2, 3, 32, 32)

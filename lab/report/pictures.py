@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
@@ -22,13 +22,14 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from lab.data.images import IMAGE_SIZE
 from lab.machine.device import Hardware
 from lab.machine.files import write_file
 from lab.machine.options import PROGRAM, UserError
 from lab.measure import gradcam
-from lab.measure.evaluation import distance_from_any_class, outputs_of
+from lab.measure.evaluation import Outputs, distance_from_any_class, outputs_of
 from lab.measure.familiar import Familiar
 from lab.measure.models import Network, TrainedModel
 from lab.report import drawing
@@ -46,6 +47,10 @@ class OwnPicture:
     square: np.ndarray  # uint8 [S, S, 3] RGB, S at most `LARGEST_SIDE`
     small: np.ndarray  # uint8 [32, 32, 3]
     frames: int  # more than one of an animation, of which this is the first
+
+    def pixels(self) -> Tensor:
+        """As the networks see it: uint8 [1, 32, 32, 3]."""
+        return torch.from_numpy(self.small.copy())[None]
 
 
 def read_picture(path: Path) -> OwnPicture:
@@ -148,25 +153,40 @@ class OwnAnswer:
 
 
 @dataclass(frozen=True)
-class Classified:
-    """A trained network with what it needs to speak of any picture."""
+class Classifier:
+    """A trained network with what it needs to speak of any picture, in the arithmetic that it was
+    trained in."""
 
     trained: TrainedModel
     familiar: Familiar
     classes: tuple[str, ...]
 
-    def answer(self, picture: OwnPicture, hardware: Hardware) -> OwnAnswer:
-        """What it says of the picture as it sees it."""
-        pixels = torch.from_numpy(picture.small.copy())[None]
-        outputs = outputs_of(self.trained.model, pixels, hardware)
+    def outputs(self, picture: OwnPicture, hardware: Hardware) -> Outputs:
+        """What it computes of the picture as it sees it."""
+        hardware = replace(hardware, precision=self.trained.checkpoint.precision)
+        return outputs_of(self.trained.model, picture.pixels(), hardware)
+
+    def probabilities(self, picture: OwnPicture, hardware: Hardware) -> dict[str, float]:
+        """Of each class, temperature scaled, the likeliest first."""
+        return self.scaled(self.outputs(picture, hardware))
+
+    def scaled(self, outputs: Outputs) -> dict[str, float]:
+        """The same of outputs."""
         chances = (outputs.logits[0] / self.familiar.temperature).softmax(0)
-        order = chances.argsort(descending=True, stable=True)
+        order = chances.argsort(descending=True, stable=True).tolist()
+        return {self.classes[i]: float(chances[i]) for i in order}
+
+    def answer(self, picture: OwnPicture, hardware: Hardware) -> OwnAnswer:
+        """What it says of the picture, and where it looks."""
+        outputs = self.outputs(picture, hardware)
+        likeliest = tuple(self.scaled(outputs).items())[:3]
+        called = torch.tensor([self.classes.index(likeliest[0][0])])
         means = torch.tensor(self.familiar.class_means)
         distance = distance_from_any_class(outputs.features, means).item()
         return OwnAnswer(
             network=self.trained.network,
-            likeliest=tuple((self.classes[i], float(chances[i])) for i in order[:3].tolist()),
-            heatmap=gradcam.heatmaps_of(self.trained.model, pixels, order[:1])[0].numpy(),
+            likeliest=likeliest,
+            heatmap=gradcam.heatmaps_of(self.trained.model, picture.pixels(), called)[0].numpy(),
             is_unlike=distance > self.familiar.limit,
             share=self.familiar.share,
         )
@@ -190,7 +210,7 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
 
 
 def look_at(
-    paths: Sequence[Path], networks: Sequence[Classified], folder: Path, hardware: Hardware
+    paths: Sequence[Path], networks: Sequence[Classifier], folder: Path, hardware: Hardware
 ) -> int:
     """A line, a figure in `folder` and rows in its predictions.csv for each picture.
 

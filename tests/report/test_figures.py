@@ -198,3 +198,34 @@ def test_images_are_named_by_the_class_that_they_show(results):
     named = named_images(fewer)
     for name, image in named:
         assert name.split("_")[0] == results.classes[image.label]
+
+
+@pytest.mark.parametrize("count", [2, 10, 20, 49])
+def test_the_seeds_numbers_do_not_collide(results, style, count):
+    """Few have each its number; of many, some do."""
+    setup = dataclasses.replace(results.setup, seeds=range(42, 42 + count))
+    networks = []
+    for of_network in results.networks:
+        runs = [dataclasses.replace(of_network.runs[0], accuracy=90 + k % 3) for k in range(count)]
+        networks.append(dataclasses.replace(of_network, runs=tuple(runs)))
+    figure = figures.plot_seeds(dataclasses.replace(results, setup=setup, networks=networks))
+    figure.draw_without_rendering()
+    axes = figure.axes[1]
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+    if count <= 10:
+        assert axes.get_xticks().tolist() == list(setup.seeds)
+    for one, other in itertools.pairwise(boxes):
+        assert not one.overlaps(other)
+
+
+def test_errors_by_attribute_have_one_axis(results, style):
+    """Panels side by side are read against each other."""
+    figure = figures.plot_associations(results, results.failures)
+    limits = {axes.get_ylim() for axes in figure.axes if axes.has_data()}
+    assert len(limits) == 1
+
+
+def test_no_image_fails_twice_in_the_figure(results):
+    for group, other in itertools.combinations(results.failures.groups, 2):
+        shown = {image.index for image in group.images}
+        assert not shown & {image.index for image in other.images}

@@ -2,6 +2,8 @@
 
 import json
 import re
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ from PIL import Image
 
 import main
 from lab.machine import device
+from lab.machine.options import UserError
 from lab.report import drawing, pictures, records
 
 
@@ -96,6 +99,11 @@ def test_a_test_image_is_called_what_the_run_called_it(tiny_run, tmp_path, capsy
         found = re.search(r"Baseline (\w+) (\d+)%.*SE-Attention (\w+) (\d+)%", line)
         assert found[1] == predictions.baseline_predicted[n]
         assert found[3] == predictions.se_attention_predicted[n]
+        # on one scale, temperature scaled, which the table of predictions names
+        assert int(found[2]) == pytest.approx(100 * predictions.baseline_confidence[n], abs=0.51)
+        assert int(found[4]) == pytest.approx(
+            100 * predictions.se_attention_confidence[n], abs=0.51
+        )
         unlike += "unlike" in line
     assert unlike <= 2
 
@@ -165,3 +173,112 @@ def test_pictures_without_trained_networks_say_what_to_run(tiny_run, tmp_path, c
     assert "is not what" in refused(capsys, *tiny(tiny_run, *picture))
     known.write_text("{")
     assert "is damaged" in refused(capsys, *tiny(tiny_run, *picture))
+
+
+def test_a_picture_with_damaged_exif_is_read_unturned(tmp_path):
+    """Some phones write such; only how it is to be turned is lost."""
+    path = tmp_path / "phone.jpg"
+    Image.fromarray(gradient(40, 40)).save(path, exif=b"Exif\x00\x00" + b"no TIFF header")
+    picture = pictures.read_picture(path)
+    assert picture.square.shape == (40, 40, 3)
+
+
+@pytest.mark.parametrize("name", ["x" * 245, "猫" * 80])
+def test_a_long_name_costs_no_figure(tiny_run, tmp_path, name):
+    """A file's name and its figure's may be as long, but not those of what is written beside it."""
+    path = tmp_path / f"{name}.png"
+    Image.fromarray(gradient(40, 40)).save(path)
+    main.main(tiny(tiny_run, "--predict", str(path)))
+    (figure,) = (tiny_run / "predictions").glob("*.png")
+    assert name.startswith(figure.stem) and len(figure.stem.encode()) > 100
+
+
+def test_a_figure_that_cannot_be_written_costs_a_line(tiny_run, tmp_path, capsys, sketching):
+    for name in ("a.png", "b.png"):
+        Image.fromarray(gradient(40, 40)).save(tmp_path / name)
+    (tiny_run / "predictions" / "a.png").mkdir(parents=True)
+    paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
+    with pytest.raises(SystemExit) as ended:
+        main.main(tiny(tiny_run, "--predict", *paths))
+    assert ended.value.code == 1
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    assert line.startswith(f"main.py: {paths[0]}: its figure can't be written")
+    assert (tiny_run / "predictions" / "b.png").exists()
+    table = pd.read_csv(tiny_run / "predictions" / "predictions.csv")
+    assert table.file.tolist() == [paths[0]] * 2 + [paths[1]] * 2  # what is known is kept
+
+
+def test_names_that_differ_in_case_alone_have_figures_of_their_own():
+    """Some disks take them for the same."""
+    taken = set()
+    names = []
+    for stem in ("Cat", "cat", "CAT", "straße", "STRASSE"):
+        names.append(pictures.free_name(stem, taken))
+        taken.add(names[-1].casefold())
+    assert names == ["Cat", "cat_2", "CAT_3", "straße", "STRASSE_2"]
+
+
+def test_names_in_other_scripts_are_drawn_without_a_warning(tiny_run, tmp_path, capsys):
+    path = tmp_path / "猫の写真.jpg"
+    Image.fromarray(gradient(40, 40)).save(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=PendingDeprecationWarning)
+        main.main(tiny(tiny_run, "--predict", str(path)))
+    assert capsys.readouterr().err == ""
+    assert (tiny_run / "predictions" / "猫の写真.png").exists()
+
+
+def test_an_iphones_picture_says_what_reads_it(tmp_path):
+    path = tmp_path / "IMG_1.HEIC"
+    path.write_bytes(b"\0\0\0\x24ftypheic" + bytes(60))
+    with pytest.raises(UserError, match="pip install pillow-heif reads those of iPhones"):
+        pictures.read_picture(path)
+
+
+def test_a_folder_means_its_pictures(tmp_path):
+    for name in ("b.png", "a.JPG"):
+        Image.fromarray(gradient(40, 40)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("none")
+    (tmp_path / ".hidden.png").write_bytes(b"")
+    found = pictures.find_pictures([tmp_path, tmp_path / "other.png"])
+    assert [path.name for path in found] == ["a.JPG", "b.png", "other.png"]
+
+
+def test_an_address_is_named_as_what_it_is():
+    for address in ("https://example.org/cat.jpg", "http://x/y.png"):
+        with pytest.raises(UserError) as raised:
+            pictures.read_picture(Path(address))
+        assert str(raised.value).startswith(f"{address} is an address: download the picture")
+    with pytest.raises(UserError, match="there is no such file"):
+        pictures.read_picture(Path("nothing_here/cat.jpg"))
+
+
+def test_answers_are_in_a_table(tiny_run, tmp_path, sketching):
+    path = tmp_path / "a, b.png"
+    Image.fromarray(gradient(40, 40)).save(path)
+    main.main(tiny(tiny_run, "--predict", str(path)))
+    table = pd.read_csv(tiny_run / "predictions" / "predictions.csv")
+    assert list(table.columns) == ["file", "network", "class", "confidence", "warned"]
+    assert table.file.tolist() == [str(path)] * 2
+    assert table.network.tolist() == ["baseline", "se_attention"]
+    answers = main.classify(path, *tiny(tiny_run))
+    for row in table.itertuples():
+        likeliest, confidence = next(iter(answers[row.network].items()))
+        assert (row[3], row.confidence) == (likeliest, pytest.approx(confidence, abs=1e-4))
+
+
+def test_the_share_that_is_said_is_the_one_that_was_used(tiny_run, tmp_path, capsys, sketching):
+    """The limit is of the run; what is asked for today does not change it."""
+    path = tiny_run / "results" / "familiar.json"
+    familiar = json.loads(path.read_text())
+    for network in familiar["networks"].values():
+        assert network["share"] == 0.99
+        network["limit"] = 0.0
+    path.write_text(json.dumps(familiar))
+    picture = tmp_path / "a.png"
+    Image.fromarray(gradient(40, 40)).save(picture)
+    main.main(tiny(tiny_run, "--predict", str(picture), "--familiar-share", "0.5"))
+    assert "farther out than 99% of the test images" in capsys.readouterr().out
