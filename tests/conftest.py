@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import subprocess
+from pathlib import Path
 
 # Before anything imports torch: of several test processes, each has one core.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -41,10 +42,16 @@ def sketching(monkeypatch):
 
 
 def make_once(tmp_path_factory, name, make):
-    """A folder that all processes of pytest-xdist share, filled by the first that wants it."""
+    """A folder that all processes of pytest-xdist share, filled by the first that wants it.
+
+    Continuous integration names one for all its calls of pytest in one environment.
+    """
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
+    if "SHARED_BY_TESTS" in os.environ:
+        folder = Path(os.environ["SHARED_BY_TESTS"])
+        folder.mkdir(parents=True, exist_ok=True)
     shared = folder / f"shared_{name}"
     with FileLock(f"{shared}.lock"):
         if not shared.exists():

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import KEYS, ROOT, SKETCHING, STRESS, comparison, fingerprint, run_main, tiny, weights
+from sketches import sketched
 
 import main
 from lab.data import benchmarks, shapes
 from lab.machine import device, files
 from lab.measure import failures, gradcam, statistics, stress
 from lab.measure.models import Checkpoint, load_checkpoint, save_checkpoint
-from lab.report import figures
+from lab.report import drawing, figures
 
 
 def promised_files(output):
@@ -249,7 +250,7 @@ def test_swapped_weights_are_refused(made_tiny_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_on_real_cifar10(cifar10_dir, tmp_path, monkeypatch, sketching):
+def test_a_run_on_real_cifar10(cifar10_dir, tmp_path, monkeypatch):
     """And once more, of the same weights, on corruptions that someone else has made."""
     small = ["--data-dir", cifar10_dir, "--output-dir", str(tmp_path), "--epochs", "1", *STRESS]
     small += ["--stem", "4", "--widths", "8", "16", "32", "--resamples", "100"]
@@ -269,6 +270,7 @@ def test_a_run_on_real_cifar10(cifar10_dir, tmp_path, monkeypatch, sketching):
 
     arrays = {"fog": np.zeros((5, 10_000, 32, 32, 3), np.uint8)}
     monkeypatch.setattr(benchmarks, "find_official", lambda folder, labels, extra: arrays)
+    monkeypatch.setattr(drawing, "rendered", sketched)
     main.main(small)
     found = comparison(tmp_path)["corruptions"]
     assert (found["count"], found["extra_count"], found["names"]) == (1, 0, ["fog"])

@@ -101,8 +101,8 @@ def test_where_nothing_makes_them_fail_nothing_is_claimed(trained, evaluated):
 @pytest.mark.slow
 def test_a_planted_weakness_is_found(tmp_path):
     """Networks that have never seen a dark ground fail on dark images, and that is said."""
-    arguments = tiny(tmp_path, "--shapes-train", "4000", "--shapes-test", "1000", "--epochs", "8")
-    settings = main.parse_settings([*arguments, "--widths", "32", "64", "64"])
+    arguments = tiny(tmp_path, "--shapes-train", "3000", "--shapes-test", "1000", "--epochs", "6")
+    settings = main.parse_settings([*arguments, "--widths", "16", "32", "64"])
     hardware = prepare_machine(settings.machine, len(main.NETWORKS))
     data = main.load_data(settings)
     ground = data.train.pixels.double().numpy()[:, [0, 0, -1, -1], [0, -1, 0, -1]].mean((1, 2))

@@ -79,7 +79,7 @@ def test_ones_own_pictures_are_classified(tiny_run, tmp_path, capsys):
     for path, line in zip(paths, lines, strict=False):
         assert line.startswith(f"{path}: Baseline ") and line.count("%") >= 6
     assert len(lines) == len(paths) + 1
-    drawn = {path.name for path in (tiny_run / "predictions").iterdir()}
+    drawn = {path.name for path in (tiny_run / "predictions").glob("*.png")}
     assert len(drawn) == len(paths) and "plain_2.png" in drawn
 
 
