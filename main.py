@@ -22,12 +22,9 @@ if sys.version_info < (3, 11):  # noqa: UP036 - so that an older one is told so
     sys.exit(f"main.py needs Python 3.11 or newer, and this is {sys.version.split()[0]}")
 
 import atexit
-import copy
 import dataclasses
-import json
 import math
 import signal
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -71,8 +68,8 @@ try:
         Share,
         UserError,
         check_ranges,
+        command_line,
         expand_home,
-        option_of,
         refuse,
         refuse_unknown,
         settings_by_flag,
@@ -82,16 +79,19 @@ try:
     from lab.machine.recorder import Recorder, Step
     from lab.measure import corruptions, failures, gradcam, statistics, stress
     from lab.measure.evaluation import evaluate_all, logits_of
-    from lab.measure.familiar import Familiar
     from lab.measure.models import (
+        RANDOMNESS,
         Checkpoint,
         EpochLog,
         Model,
         Network,
         TrainedModel,
+        draws_in_training,
         fingerprint,
         load_checkpoint,
         mean_over_pixels,
+        path_of_weights,
+        resume_path_of,
         save_checkpoint,
     )
     from lab.report import records
@@ -509,18 +509,6 @@ NETWORKS = [
 ]  # fmt: skip
 
 
-RANDOMNESS = threading.Lock()  # PyTorch's own generator, of which there is one for all threads
-
-
-def draws_in_training(model: Model, images: Tensor) -> bool:
-    """Whether a forward pass in training moves PyTorch's generator; tried on a copy."""
-    tried = copy.deepcopy(model).train()
-    with RANDOMNESS, torch.no_grad():
-        before = torch.get_rng_state()
-        tried(images)
-        return not torch.equal(before, torch.get_rng_state())
-
-
 def build_network(network: Network, recipe: Recipe, classes: int) -> Model:
     """A fresh network with weights drawn from the recipe's seed, the same on every device."""
     with RANDOMNESS:
@@ -773,40 +761,9 @@ def training_jobs(settings: Settings) -> list[TrainingJob]:
     for seed in settings.all_seeds():
         recipe = settings.recipe.with_seed(seed)
         for network in NETWORKS:
-            jobs.append(TrainingJob(network, recipe, path_of_weights(folder, network, seed)))
+            path = path_of_weights(folder, network, seed, plain_seed=Recipe.seed)
+            jobs.append(TrainingJob(network, recipe, path))
     return jobs
-
-
-def path_of_weights(folder: Path, network: Network, seed: int) -> Path:
-    """Where a network's weights of a seed lie, or will lie.
-
-    The files of seed 42 have plain names. Those of other seeds end in the seed, but that earlier
-    versions gave the plain name to whichever seed came first.
-    """
-    plain = folder / f"{network.key}_model.pth"
-    with_seed = folder / f"{network.key}_model_seed{seed}.pth"
-    if with_seed.exists() or resume_path_of(with_seed).exists():
-        return with_seed
-    plain_seed = Recipe.seed
-    for path in (resume_path_of(plain), plain):
-        plain_seed = seed_of_file(path, plain_seed)
-    return plain if seed == plain_seed else with_seed
-
-
-def seed_of_file(path: Path, default: int) -> int:
-    """Whose weights a file holds; `default` where there is none, or it can't be read."""
-    if not path.exists():
-        return default
-    try:
-        seed = load_checkpoint(path).settings.get("seed")
-    except UserError:
-        return default
-    return seed if isinstance(seed, int) else default
-
-
-def resume_path_of(path: Path) -> Path:
-    """Where the state of an unfinished training is kept whose weights will lie at `path`."""
-    return path.with_name(f"{path.stem}_resume.pth")
 
 
 def load_trained(path: Path, job: TrainingJob, classes: int, precision: str) -> TrainedModel:
@@ -1042,6 +999,8 @@ def measure(
 
     A part that fails takes nothing of the others with it; its error ends the run after them.
     """
+    from lab.report import figures, writer  # pandas and seaborn, for which --help need not wait
+
     rules = settings.rules
     seed = settings.recipe.seed
     files = ResultFiles(settings.output())
@@ -1057,7 +1016,7 @@ def measure(
             networks=network_results(by_network, data, rules, settings.familiar_share),
             seconds=watch.seconds,
         )
-    write_numbers(results, files)
+    writer.write_numbers(results, files)
 
     parts = console.Parts(watch)
     with parts.part("comparison"):
@@ -1065,7 +1024,7 @@ def measure(
             by_network, data.test.labels.numpy(), len(data.classes), rules, seed
         )
         results = replace(results, comparisons=tuple(comparisons))
-    write_numbers(results, files)
+    writer.write_numbers(results, files)
 
     with parts.part("explanation"):
         explained = gradcam.explain(by_network, data, settings.gradcam_images)
@@ -1074,7 +1033,7 @@ def measure(
     with parts.part("failures"):
         dossier = failures.study(by_network, data, settings.failures, rules, seed)
         results = replace(results, failures=dossier)
-    write_numbers(results, files)
+    writer.write_numbers(results, files)
 
     if settings.stress_tests.share() > 0:
         with parts.part("stress"):
@@ -1082,21 +1041,23 @@ def measure(
                 by_network, data, chosen, settings.stress_tests, rules, seed, hardware
             )
             results = replace(results, stress=outcome)
-        write_numbers(results, files)
+        writer.write_numbers(results, files)
 
     with parts.part("figures"):
-        save_figures(results, files)
-    write_report(replace(results, failed=parts.failed()), files)
+        figures.save(results, files)
+    writer.finish(replace(results, failed=parts.failed()), files)
     parts.raise_first()
 
 
 def announce(settings: Settings, hardware: Hardware) -> None:
-    """Say where it runs, and what several seeds can show."""
+    """Say where it runs, what of an earlier run it replaces, and what several seeds can show."""
     folder = settings.output()
     print(f"Running on {hardware.description}, {hardware.precision}; results go to {folder}/")
+    if hardware.ranks.rank > 0:
+        return  # rank 0 says the rest
     for line in records.say_what_is_replaced(folder, settings_by_flag(settings)):
         print(line)
-    if settings.seeds > 1 and hardware.ranks.rank == 0:
+    if settings.seeds > 1:
         recipe = settings.recipe.record()
         del recipe["seed"]
         for sentence in records.plan_from_earlier(
@@ -1122,7 +1083,7 @@ def describe_setup(settings: Settings) -> Setup:
     for place in PLACES:
         del options[place]
     return Setup(
-        command=command_line(settings),
+        command=command_line(settings, Settings(), PLACES),
         options=options,
         seeds=settings.all_seeds(),
         epochs=settings.recipe.epochs,
@@ -1131,32 +1092,6 @@ def describe_setup(settings: Settings) -> Setup:
         sure_levels=settings.failures.sure_levels,
         suspect_images=settings.failures.suspect_images,
     )
-
-
-# The following wait for pandas and seaborn, for which --help need not wait.
-
-
-def write_numbers(results: Results, files: ResultFiles) -> None:
-    """All that has been measured so far."""
-    from lab.report import writer
-
-    writer.write_numbers(results, files)
-
-
-def save_figures(results: Results, files: ResultFiles) -> None:
-    """All figures, of what was measured."""
-    from lab.report import figures
-
-    figures.save(results, files)
-
-
-def write_report(results: Results, files: ResultFiles) -> None:
-    """The last numbers, and what people read first; deletes what is an earlier run's alone."""
-    from lab.report import writer
-
-    writer.write_numbers(results, files)
-    writer.write_report(results, files)
-    files.finish()
 
 
 # Pictures of one's own
@@ -1198,17 +1133,8 @@ def load_for_pictures(settings: Settings, hardware: Hardware) -> list[Classifier
     """
     from lab.report.pictures import Classifier
 
-    path = settings.output() / records.FAMILIAR_FILE
     cure = "run main.py first, with the same options but --predict"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        classes = tuple(content["classes"])
-        familiar = {key: Familiar(**values) for key, values in content["networks"].items()}
-    except FileNotFoundError as error:
-        folder = settings.output()
-        raise UserError(f"{folder}/ holds no results of trained networks: {cure}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: {cure}") from error
+    path, classes, familiar = records.read_familiar(settings.output(), cure)
     networks = []
     for job in training_jobs(replace(settings, seeds=1)):
         if not job.path.exists():
@@ -1226,21 +1152,6 @@ def load_for_pictures(settings: Settings, hardware: Hardware) -> list[Classifier
 
 # Where files lie, and what is asked beside a run: these change no number.
 PLACES = ("data_dir", "output_dir", "mirror", "predict")
-
-
-def command_line(settings: Settings) -> str:
-    """What is typed for a run with these settings, wherever its files lie."""
-    usual = settings_by_flag(Settings())
-    words = ["python", "main.py"]
-    for name, value in settings_by_flag(settings).items():
-        if name in PLACES or value == usual[name]:
-            continue
-        words.append(option_of(name))
-        if isinstance(value, list):
-            words += [str(one) for one in value]
-        elif not isinstance(value, bool):
-            words.append(str(value))
-    return " ".join(words)
 
 
 def parse_settings(arguments: Sequence[str] | None = None) -> Settings:

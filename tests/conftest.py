@@ -20,7 +20,7 @@ import main
 from lab.machine.device import prepare_machine
 from lab.measure import failures, stress
 from lab.measure.evaluation import evaluate_all
-from lab.report import drawing, figures
+from lab.report import drawing, figures, writer
 
 
 @pytest.fixture(autouse=True)
@@ -68,14 +68,14 @@ def made_tiny_run(tmp_path_factory):
         """The run; beside its files, what it found, caught on its way to them."""
 
         def write_and_keep(results, files):
-            write_report(results, files)
+            finish(results, files)
             hardware = dataclasses.replace(results.hardware, cancelled=None)  # has a lock
             picklable = dataclasses.replace(results, hardware=hardware)
             (folder / "results.pickle").write_bytes(pickle.dumps(picklable))
 
-        write_report = main.write_report
+        finish = writer.finish
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(main, "write_report", write_and_keep)
+            patch.setattr(writer, "finish", write_and_keep)
             main.main(tiny(folder / "output", *STRESS))
 
     return make_once(tmp_path_factory, "tiny", run_and_keep_results) / "output"

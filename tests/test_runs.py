@@ -18,7 +18,7 @@ import main
 from lab.data import benchmarks, shapes
 from lab.machine import device, files
 from lab.measure import failures, gradcam, statistics, stress
-from lab.measure.models import Checkpoint, load_checkpoint, save_checkpoint
+from lab.measure.models import Checkpoint, load_checkpoint, path_of_weights, save_checkpoint
 from lab.report import drawing, figures
 
 
@@ -288,7 +288,7 @@ def lie_in(folder, *, seed, name="baseline_model.pth"):
 
 def test_a_seeds_weights_are_found_whichever_seed_came_first(tmp_path):
     def name_of(seed):
-        return main.path_of_weights(tmp_path, main.NETWORKS[0], seed).name
+        return path_of_weights(tmp_path, main.NETWORKS[0], seed, 42).name
 
     assert [name_of(seed) for seed in (42, 43)] == [
         "baseline_model.pth",
@@ -305,11 +305,11 @@ def test_a_seeds_weights_are_found_whichever_seed_came_first(tmp_path):
     lie_in(tmp_path / "old", seed=7)
     lie_in(tmp_path / "old", seed=8, name="baseline_model_seed8.pth")
     for seed, name in ((7, ""), (8, "_seed8"), (42, "_seed42")):
-        found = main.path_of_weights(tmp_path / "old", main.NETWORKS[0], seed)
+        found = path_of_weights(tmp_path / "old", main.NETWORKS[0], seed, 42)
         assert found.name == f"baseline_model{name}.pth"
     # nor does an unfinished one give its name up
     lie_in(tmp_path / "half", seed=9, name="baseline_model_resume.pth")
-    found = main.path_of_weights(tmp_path / "half", main.NETWORKS[0], 9)
+    found = path_of_weights(tmp_path / "half", main.NETWORKS[0], 9, 42)
     assert found.name == "baseline_model.pth"
 
 

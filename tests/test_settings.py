@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import main
-from lab.machine.options import Between
+from lab.machine.options import Between, command_line
 
 BAD = [
     "--epochs 0", "--epochs -3", "--epochs 1.5", "--epochs x", "--batch-size 0",
@@ -106,6 +106,7 @@ def test_command_line_becomes_settings():
 def test_settings_become_the_command_line(options):
     given = options.split()
     where = ["--data-dir", "there", "--output-dir", "here", "--mirror", "http://x"]
-    command = main.command_line(main.parse_settings([*given, *where])).split()
+    settings = main.parse_settings([*given, *where])
+    command = command_line(settings, main.Settings(), main.PLACES).split()
     assert command[:2] == ["python", "main.py"] and sorted(command[2:]) == sorted(given)
     assert main.parse_settings(command[2:]) == main.parse_settings(given)

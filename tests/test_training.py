@@ -13,6 +13,7 @@ from torch import nn
 
 import main
 from lab.machine.device import Hardware, MachineSettings, prepare_machine
+from lab.measure.models import draws_in_training
 from lab.report import figures
 
 
@@ -256,8 +257,8 @@ def test_networks_with_dropout_learn_the_same_bits_side_by_side_and_resumed(tmp_
     for other in (side_by_side, resumed):
         for state, expected in zip(other, one_by_one, strict=True):
             assert all(torch.equal(value, expected[name]) for name, value in state.items())
-    assert main.draws_in_training(main.build_network(networks[0], small_recipe(), 10), SOME_IMAGES)
-    assert not main.draws_in_training(small_network(BASELINE), SOME_IMAGES)
+    assert draws_in_training(main.build_network(networks[0], small_recipe(), 10), SOME_IMAGES)
+    assert not draws_in_training(small_network(BASELINE), SOME_IMAGES)
 
 
 SOME_IMAGES = torch.rand(2, 3, 32, 32)

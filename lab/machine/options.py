@@ -58,6 +58,21 @@ def settings_by_flag(settings: Any) -> dict[str, object]:
     return values
 
 
+def command_line(settings: Any, usual: Any, without: Sequence[str]) -> str:
+    """What is typed for these settings where they are not the usual ones; but some options."""
+    usual_values = settings_by_flag(usual)
+    words = ["python", PROGRAM]
+    for name, value in settings_by_flag(settings).items():
+        if name in without or value == usual_values[name]:
+            continue
+        words.append(option_of(name))
+        if isinstance(value, list):
+            words += [str(one) for one in value]
+        elif not isinstance(value, bool):
+            words.append(str(value))
+    return " ".join(words)
+
+
 def option_of(setting: str) -> str:
     """A setting's name as it is typed: "data_dir" is --data-dir."""
     return f"--{setting.replace('_', '-')}"

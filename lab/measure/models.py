@@ -6,8 +6,10 @@ it. In come models and files; out come checkpoints, fingerprints of weights, and
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +164,37 @@ class TrainedModel:
     checkpoint: Checkpoint
 
 
+def path_of_weights(folder: Path, network: Network, seed: int, plain_seed: int) -> Path:
+    """Where a network's weights of a seed lie, or will lie.
+
+    The files of `plain_seed` have plain names. Those of other seeds end in the seed, but that
+    earlier versions gave the plain name to whichever seed came first.
+    """
+    plain = folder / f"{network.key}_model.pth"
+    with_seed = folder / f"{network.key}_model_seed{seed}.pth"
+    if with_seed.exists() or resume_path_of(with_seed).exists():
+        return with_seed
+    for path in (resume_path_of(plain), plain):
+        plain_seed = seed_of_file(path, plain_seed)
+    return plain if seed == plain_seed else with_seed
+
+
+def seed_of_file(path: Path, default: int) -> int:
+    """Whose weights a file holds; `default` where there is none, or it can't be read."""
+    if not path.exists():
+        return default
+    try:
+        seed = load_checkpoint(path).settings.get("seed")
+    except UserError:
+        return default
+    return seed if isinstance(seed, int) else default
+
+
+def resume_path_of(path: Path) -> Path:
+    """Where the state of an unfinished training is kept whose weights will lie at `path`."""
+    return path.with_name(f"{path.stem}_resume.pth")
+
+
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
     """SHA-256 of all bits of the weights, and of their names."""
     digest = hashlib.sha256()
@@ -169,6 +202,18 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+RANDOMNESS = threading.Lock()  # PyTorch's own generator, of which there is one for all threads
+
+
+def draws_in_training(model: Model, images: Tensor) -> bool:
+    """Whether a forward pass in training moves PyTorch's generator; tried on a copy."""
+    tried = copy.deepcopy(model).train()
+    with RANDOMNESS, torch.no_grad():
+        before = torch.get_rng_state()
+        tried(images)
+        return not torch.equal(before, torch.get_rng_state())
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lab.machine.device import versions
-from lab.machine.options import option_of
+from lab.machine.options import UserError, option_of
 from lab.measure import statistics
+from lab.measure.familiar import Familiar
 from lab.measure.models import Network
 from lab.measure.stress import SHARES, Outcome
 from lab.report import sentences
@@ -85,6 +86,23 @@ def is_less(name: str, before: Any, now: Any) -> bool:
         return levels.index(now) < levels.index(before)
     counts = ("seeds", "stress_images", "attack_images", "curve_images", "foreign_images")
     return name in counts and None not in (before, now) and now < before
+
+
+def read_familiar(folder: Path, cure: str) -> tuple[Path, tuple[str, ...], dict[str, Familiar]]:
+    """The file in a folder of results, the classes' names, and what each network knows, by key.
+
+    UserError, with the cure, where there is none or it is damaged.
+    """
+    path = folder / FAMILIAR_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        classes = tuple(content["classes"])
+        familiar = {key: Familiar(**values) for key, values in content["networks"].items()}
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}/ holds no results of trained networks: {cure}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: {cure}") from error
+    return path, classes, familiar
 
 
 def by_class_name(classes: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:

@@ -114,6 +114,13 @@ def summary_parts(results: Results) -> Iterator[SummaryPart]:
     yield SummaryPart("Training", [], [tables.layers_table(results)], curves)
 
 
+def finish(results: Results, files: ResultFiles) -> None:
+    """The last numbers, and what people read first; deletes what is an earlier run's alone."""
+    write_numbers(results, files)
+    write_report(results, files)
+    files.finish()
+
+
 def write_report(results: Results, files: ResultFiles) -> None:
     """summary.md and what report.tex reads; the former, without figures, also to the terminal."""
     summary = [f"# {results.dataset}"]
