@@ -293,6 +293,7 @@ def plot_seeds(results: Results) -> Figure | None:
     if len(seeds) <= 10:  # there is room for the number of each
         right.set_xticks(seeds)
     right.set(xlabel="seed", ylabel=f"change from {titles[0]} (points)", ymargin=0.15)
+    right.set_xlim(seeds[0] - 0.5, seeds[-1] + 0.5)  # older versions would begin at 0
     figure.legend(loc="outside upper right", ncols=2)
     return figure
 
