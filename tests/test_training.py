@@ -14,7 +14,6 @@ from torch import nn
 import main
 from lab.machine.device import Hardware, MachineSettings, prepare_machine
 from lab.measure.models import draws_in_training
-from lab.report import figures
 
 
 def test_a_loss_that_is_not_finite_stops_training(tmp_path, capsys):
@@ -24,9 +23,7 @@ def test_a_loss_that_is_not_finite_stops_training(tmp_path, capsys):
     assert not list(tmp_path.rglob("*.pth"))
 
 
-def test_plain_sgd_trains(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "save", lambda *_: None)  # which takes most of the time
-    monkeypatch.setattr("gc.collect", lambda: 0)  # and so does Holm's of statsmodels
+def test_plain_sgd_trains(tmp_path, undrawn):
     plain = ("--momentum", "0", "--muon-momentum", "0", "--precision", "fp32")
     main.main(tiny(tmp_path, *plain))
     assert (tmp_path / "results" / "summary.md").exists()

@@ -178,10 +178,11 @@ def choose_device(wanted: Literal["auto", "cuda", "cpu"], rank_here: int) -> tor
             torch.cuda.set_device(device)
             return device
     else:
-        problem = problem_of_driver() or "it sees no CUDA device"
+        problem = problem_of_driver()
     if wanted == "cuda":
-        refuse("device", f"PyTorch {torch.__version__} can't use CUDA: {problem}")
-    if torch.cuda.is_available() or problem_of_driver():
+        why = problem or "it sees no CUDA device"
+        refuse("device", f"PyTorch {torch.__version__} can't use CUDA: {why}")
+    if problem:
         print(f"On the CPU, since PyTorch {torch.__version__} can't use CUDA: {problem}")
     return cpu
 

@@ -115,8 +115,11 @@ def summary_parts(results: Results) -> Iterator[SummaryPart]:
 
 
 def finish(results: Results, files: ResultFiles) -> None:
-    """The last numbers, and what people read first; deletes what is an earlier run's alone."""
-    write_numbers(results, files)
+    """What people read first, when all numbers are there; deletes what is an earlier run's alone.
+
+    Of the numbers, comparison.json is written once more: what failed, and how long it took.
+    """
+    files.write(COMPARISON_FILE, as_json(records.comparison_record(results)))
     write_report(results, files)
     files.finish()
 
