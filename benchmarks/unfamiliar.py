@@ -32,6 +32,7 @@ from lab.report import pictures
 
 COUNT = 1000  # images of each kind that can be made
 PASS = 0.99  # of the validation images
+NEIGHBOUR = 10
 
 
 @dataclass(frozen=True)
@@ -47,20 +48,46 @@ def by_class_means(known: Known, outputs: Outputs) -> Tensor:
     return distance_from_any_class(outputs.features, known.held_out.class_means)
 
 
+def by_mahalanobis(known: Known, outputs: Outputs) -> Tensor:
+    """The same in units of how far a class's own images lie in that direction: [N]."""
+    own = known.held_out
+    within = (own.outputs.features - own.class_means[own.labels]).double()
+    covariance = within.T @ within / len(within)
+    covariance += 1e-3 * covariance.diagonal().mean() * torch.eye(len(covariance))
+    root = torch.linalg.cholesky(torch.linalg.inv(covariance))
+    return torch.cdist(outputs.features.double() @ root, own.class_means.double() @ root).amin(1)
+
+
+def by_residual(known: Known, outputs: Outputs) -> Tensor:
+    """The part of the features that is off the main directions of the validation images': [N]."""
+    own = known.held_out.outputs.features.double()
+    centre = own.mean(0)
+    _, _, directions = torch.linalg.svd(own - centre, full_matrices=False)
+    off = directions[own.shape[1] // 4 :]
+    return ((outputs.features.double() - centre) @ off.T).norm(dim=1)
+
+
 def by_energy(known: Known, outputs: Outputs) -> Tensor:
     """How little all logits together say: [N]."""
     return -outputs.logits.logsumexp(1)
 
 
-def by_neighbours(known: Known, outputs: Outputs, count: int = 10) -> Tensor:
-    """How far the tenth of the validation images lies, features scaled to length 1: [N]."""
-    own = F.normalize(known.held_out.outputs.features)
-    distances = torch.cdist(F.normalize(outputs.features), own)
-    return distances.kthvalue(min(count + 1, len(own)), dim=1).values
+def by_neighbours(known: Known, outputs: Outputs) -> Tensor:
+    """How far the tenth of the validation images lies, features scaled to length 1: [N].
+
+    A validation image is not its own neighbour.
+    """
+    own = known.held_out.outputs
+    distances = torch.cdist(F.normalize(outputs.features), F.normalize(own.features))
+    if outputs is own:
+        distances.fill_diagonal_(torch.inf)
+    return distances.kthvalue(NEIGHBOUR, dim=1).values
 
 
 RULES: dict[str, Callable[[Known, Outputs], Tensor]] = {
     "class means": by_class_means,
+    "Mahalanobis": by_mahalanobis,
+    "residual": by_residual,
     "energy": by_energy,
     "neighbours": by_neighbours,
 }
@@ -122,10 +149,11 @@ def shares_told(networks: list[Known]) -> pd.DataFrame:
     combined = {
         name: [(rule, known) for rule in rules for known in networks]
         for name, rules in (
-            ("class means of both", [by_class_means]),
-            ("energy of both", [by_energy]),
-            ("neighbours of both", [by_neighbours]),
+            *((f"{rule_name} of both", [rule]) for rule_name, rule in RULES.items()),
             ("means and energy of both", [by_class_means, by_energy]),
+            ("residual and energy of both", [by_residual, by_energy]),
+            ("residual and neighbours of both", [by_residual, by_neighbours]),
+            ("neighbours and energy of both", [by_neighbours, by_energy]),
             ("all of both", list(RULES.values())),
         )
     }

@@ -62,7 +62,8 @@ def make_once(tmp_path_factory, name, make):
 
 @pytest.fixture(scope="session")
 def made_tiny_run(tmp_path_factory):
-    """The output folder of a finished tiny run, stress tests and all; not to be changed."""
+    """The output folder of a finished tiny run, stress tests and all, its figures empty; not to be
+    changed."""
 
     def run_and_keep_results(folder):
         """The run; beside its files, what it found, caught on its way to them."""
@@ -76,6 +77,7 @@ def made_tiny_run(tmp_path_factory):
         finish = writer.finish
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(writer, "finish", write_and_keep)
+            patch.setattr(drawing, "rendered", sketched)
             main.main(tiny(folder / "output", *STRESS))
 
     return make_once(tmp_path_factory, "tiny", run_and_keep_results) / "output"

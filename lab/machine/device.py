@@ -216,7 +216,8 @@ def try_out(device: torch.device) -> str:
 
 def allow_only_deterministic_algorithms() -> None:
     """Allow only those of PyTorch's algorithms that give the same bits every time."""
-    torch.use_deterministic_algorithms(True)
+    # use_deterministic_algorithms does the same and loads PyTorch's compiler, for 2 s.
+    torch.set_deterministic_debug_mode("error")
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     compute_float32_in_float32()

@@ -1,9 +1,11 @@
 """How figures look: headings that stay in their part, heatmaps blended with their picture."""
 
+import io
 import itertools
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lab.report import drawing
 from lab.report.drawing import Picture, PictureBlock
@@ -44,6 +46,23 @@ def test_captions_of_neighbours_do_not_collide(style, abreast, columns):
     assert len(boxes) == 3 * columns * abreast
     for one, other in itertools.combinations(boxes, 2):
         assert not one.overlaps(other)
+
+
+@pytest.mark.parametrize("file_type", ["png", "pdf"])
+def test_a_figure_gives_the_same_bytes_again(style, file_type):
+    """Neither a date nor a version is in its file; and the file shows something."""
+    files = []
+    for _ in range(2):
+        figure = drawing.new_figure(2)
+        figure.subplots().plot([1, 3, 2])
+        without = {"png": {"Software": None}, "pdf": {"CreationDate": None}}[file_type]
+        files.append(drawing.rendered(figure, file_type, without))
+    assert files[0] == files[1]
+    assert files[0].startswith({"png": b"\x89PNG", "pdf": b"%PDF"}[file_type])
+    if file_type == "png":
+        assert np.asarray(Image.open(io.BytesIO(files[0])).convert("L")).std() > 5
+    else:
+        assert b"DejaVuSans" in files[0]
 
 
 def test_overlay_is_rgb_upright_and_lets_the_picture_show():
