@@ -77,7 +77,7 @@ try:
     )
     from lab.machine.parallel import in_parallel
     from lab.machine.recorder import Recorder, Step
-    from lab.measure import corruptions, failures, gradcam, statistics, stress
+    from lab.measure import comparison, corruptions, failures, gradcam, statistics, stress
     from lab.measure.evaluation import evaluate_all, logits_of
     from lab.measure.models import (
         RANDOMNESS,
@@ -1020,8 +1020,8 @@ def measure(
 
     parts = console.Parts(watch)
     with parts.part("comparison"):
-        comparisons = statistics.compare_with_first(
-            by_network, data.test.labels.numpy(), len(data.classes), rules, seed
+        comparisons = comparison.compare_with_first(
+            by_network, data.test.labels.numpy(), len(data.classes), rules
         )
         results = replace(results, comparisons=tuple(comparisons))
     writer.write_numbers(results, files)
@@ -1031,7 +1031,7 @@ def measure(
         results = replace(results, explained=explained)
 
     with parts.part("failures"):
-        dossier = failures.study(by_network, data, settings.failures, rules, seed)
+        dossier = failures.study(by_network, data, settings.failures, rules)
         results = replace(results, failures=dossier)
     writer.write_numbers(results, files)
 

@@ -100,11 +100,10 @@ def report(
     said: list[str] = []
     for network, found in zip(main.NETWORKS[1:], best[1:], strict=True):
         gains = np.subtract(found, best[0])
-        difference = statistics.judge(
-            gains[:, None], 100 / images, settings.rules, settings.recipe.seed
-        )
+        test = statistics.t_test(gains, 100 / images)
+        difference = statistics.judge_by(test, settings.rules)
         verdict = sentences.name_verdict(
-            difference, network, main.NETWORKS[0], settings.rules.margin
+            difference, network, main.NETWORKS[0], settings.rules.margin, len(gains)
         )
         interval = difference.interval
         said.append(

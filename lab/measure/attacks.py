@@ -23,8 +23,9 @@ from lab.machine.device import Hardware
 from lab.machine.options import Between, without_it
 from lab.machine.parallel import Tick, try_each
 from lab.measure import statistics
+from lab.measure.estimates import PERCENT, Estimate, estimate, estimate_mean
 from lab.measure.evaluation import ByNetwork, at_labels, first_key
-from lab.measure.statistics import Difference, Estimate, Interval, Verdict
+from lab.measure.statistics import Difference, Interval, Verdict
 
 Classify = Callable[[Tensor], Tensor]  # a network: from images to logits
 PUSH_MOMENTUM = 0.75
@@ -208,10 +209,9 @@ class Scores:
     """A network's accuracy under attack, in percent, by the largest change of a pixel."""
 
     epsilons: tuple[float, ...]  # of 255
-    clean: np.ndarray  # float64 [seeds]
-    robust: np.ndarray  # float64 [seeds, epsilons]
+    clean: Estimate
+    robust: tuple[Estimate, ...]  # by epsilon
     transferred: np.ndarray  # float64 [seeds, epsilons], under what was made for other networks
-    intervals: tuple[Interval, ...]  # of the mean of `robust`, by epsilon
     median_epsilon: Estimate  # of 255; half of the images withstand it
     change: tuple[Interval, ...] | None  # of `robust` from the first network, in points
     # From `robust` to `transferred`, by epsilon, with p corrected over these
@@ -275,23 +275,20 @@ def score(
         change = None
         if key != first_key(attacked):
             gains = 100.0 * robust[key] - 100.0 * first
-            change = tuple(one.interval for one in judge_by_epsilon(gains, rules, seed))
-        images = robust[key].shape[2]
-        transfer = judge_by_epsilon(100.0 * transferred - 100.0 * robust[key], rules, seed)
-        counts = robust[key].sum(2)  # [seeds, epsilons]
-        intervals = [statistics.share_interval(count, images, rules) for count in counts.T]
+            change = tuple(one.interval for one in judge_by_epsilon(gains, rules))
+        transfer = judge_by_epsilon(100.0 * transferred - 100.0 * robust[key], rules)
+        clean = np.stack([one.clean for one in by_seed])
         scores[key] = Scores(
             epsilons=tuple(epsilons),
-            clean=np.array([100 * one.clean.mean() for one in by_seed]),
-            robust=100 * counts / images,
+            clean=share_of(clean, rules, seed),
+            robust=tuple(share_of(robust[key][:, k], rules, seed) for k in range(len(epsilons))),
             transferred=100 * transferred.mean(2),
-            intervals=tuple(intervals),
-            median_epsilon=statistics.estimate(
+            median_epsilon=estimate(
                 partial(median_epsilon, epsilons=epsilons),
                 [(one.clean, one.robust.T) for one in by_seed],
                 rules,
                 seed,
-                of_one_image=0,
+                between=(0, max(epsilons)),
             ),
             change=change,
             transfer=statistics.correct_differences(transfer, rules.level),
@@ -299,19 +296,26 @@ def score(
     return scores
 
 
-def judge_by_epsilon(gains: np.ndarray, rules: statistics.Settings, seed: int) -> list[Difference]:
+def share_of(correct: np.ndarray, rules: statistics.Settings, seed: int) -> Estimate:
+    """In percent, of `correct` bool [seeds, images]."""
+    return estimate_mean(100.0 * correct, rules, seed, of_one_image=100, between=PERCENT)
+
+
+def judge_by_epsilon(gains: np.ndarray, rules: statistics.Settings) -> list[Difference]:
     """The differences that are the means of `gains` [seeds, epsilons, images], in points."""
     differences = []
     for k in range(gains.shape[1]):
-        differences.append(statistics.judge(gains[:, k], 100 / gains.shape[2], rules, seed))
+        differences.append(statistics.judge(gains[:, k], rules))
     return differences
 
 
 def median_epsilon(clean: np.ndarray, robust: np.ndarray, epsilons: Sequence[float]) -> float:
     """What half of the images that are classified correctly withstand, between those tried.
 
-    At most the largest of them. `clean` bool [N], `robust` bool [N, epsilons].
+    On a logarithmic scale, as the epsilons are, from a quarter of the smallest to the largest of
+    them. `clean` bool [N], `robust` bool [N, epsilons].
     """
     images = max(1, clean.sum())
     shares = [1.0, *(robust.sum(0) / images)]
-    return float(np.interp(0.5, np.flip(shares), np.flip((0.0, *epsilons))))
+    sizes = np.log2((min(epsilons) / 4, *epsilons))
+    return float(2 ** np.interp(0.5, np.flip(shares), np.flip(sizes)))

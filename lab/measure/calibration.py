@@ -14,16 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lab.measure import statistics
+from lab.measure.estimates import PERCENT, Estimate, estimate_by_seed, estimate_mean
 from lab.measure.evaluation import Evaluation
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far confidence can be taken for probability."""
+    """How often a network is right, by how sure it is."""
 
-    error: float  # expected calibration error in percent (Guo et al., ICML 2017)
-    negative_log_likelihood: float
-    brier_score: float
     bin_confidence: np.ndarray  # float64 [bins that hold images]: mean, 0 to 1
     bin_correct: np.ndarray  # int64 [bins that hold images]
     bin_images: np.ndarray  # int64 [bins that hold images]
@@ -59,31 +58,35 @@ class Bin:
 
 
 @dataclass(frozen=True)
-class Scores:
-    """By seed; before and after the logits are divided by a temperature."""
+class CalibrationScores:
+    """How far confidence can be taken for probability."""
 
-    temperature: np.ndarray  # float64 [seeds]
-    as_trained: tuple[Calibration, ...]
-    scaled: tuple[Calibration, ...]
+    by_seed: tuple[Calibration, ...]
+    error: Estimate  # expected calibration error in percent (Guo et al., ICML 2017)
+    negative_log_likelihood: Estimate
+    brier_score: Estimate
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Before and after the logits are divided by a temperature."""
+
+    temperature: Estimate
+    as_trained: CalibrationScores
+    scaled: CalibrationScores
 
 
 def calibrate(logits: Tensor, labels: Tensor, bins: int) -> Calibration:
     """Calibration of `logits` [N, classes] against `labels` [N], with `bins` of confidence."""
     logits = logits.double()
-    probabilities = logits.softmax(1)
-    confidence, predicted = probabilities.max(1)
+    confidence, predicted = logits.softmax(1).max(1)
     correct = (predicted == labels).double()
     where = bins_of(confidence, bins)
     images = torch.bincount(where, torch.ones_like(confidence), minlength=bins)
     confidence_sum = torch.bincount(where, confidence, minlength=bins)
     correct_sum = torch.bincount(where, correct, minlength=bins)
-    gaps = (confidence_sum - correct_sum).abs()
-    truth = F.one_hot(labels, logits.shape[1])
     filled = images > 0
     return Calibration(
-        error=100 * float(gaps.sum()) / len(labels),
-        negative_log_likelihood=float(F.cross_entropy(logits, labels)),
-        brier_score=float((probabilities - truth).square().sum(1).mean()),
         bin_confidence=(confidence_sum / images)[filled].numpy(),
         bin_correct=correct_sum[filled].long().numpy(),
         bin_images=images[filled].long().numpy(),
@@ -95,16 +98,45 @@ def bins_of(confidence: Tensor, bins: int) -> Tensor:
     return (confidence * bins).long().clamp_max(bins - 1)
 
 
-def study(evaluations: Sequence[Evaluation], labels: Tensor, bins: int) -> Scores:
+def study(
+    evaluations: Sequence[Evaluation],
+    labels: Tensor,
+    bins: int,
+    rules: statistics.Settings,
+    seed: int,
+) -> Scores:
     """One network's calibration on the test images, as trained and with the temperature."""
-    temperature = []
-    as_trained = []
-    scaled = []
-    for evaluation in evaluations:
-        temperature.append(evaluation.temperature)
-        as_trained.append(calibrate(evaluation.logits, labels, bins))
-        scaled.append(calibrate(evaluation.scaled_logits(), labels, bins))
-    return Scores(np.array(temperature), tuple(as_trained), tuple(scaled))
+    temperature = np.array([evaluation.temperature for evaluation in evaluations])
+    as_trained = [evaluation.logits for evaluation in evaluations]
+    scaled = [evaluation.scaled_logits() for evaluation in evaluations]
+    return Scores(
+        temperature=estimate_by_seed(temperature, rules),
+        as_trained=score(as_trained, labels, bins, rules, seed),
+        scaled=score(scaled, labels, bins, rules, seed),
+    )
+
+
+def score(
+    logits: Sequence[Tensor], labels: Tensor, bins: int, rules: statistics.Settings, seed: int
+) -> CalibrationScores:
+    """Of each seed's logits [N, classes] against `labels` [N]."""
+    by_seed = []
+    gaps = []
+    likelihoods = []
+    brier_scores = []
+    for of_seed in logits:
+        precise = of_seed.double()
+        by_seed.append(calibrate(precise, labels, bins))
+        gaps.append(confidence_gaps(precise, labels, bins))
+        likelihoods.append(F.cross_entropy(precise, labels, reduction="none").numpy())
+        truth = F.one_hot(labels, precise.shape[1])
+        brier_scores.append((precise.softmax(1) - truth).square().sum(1).numpy())
+    return CalibrationScores(
+        by_seed=tuple(by_seed),
+        error=estimate_mean(gaps, rules, seed, of_means=error_of_gaps, between=PERCENT),
+        negative_log_likelihood=estimate_mean(likelihoods, rules, seed),
+        brier_score=estimate_mean(brier_scores, rules, seed),
+    )
 
 
 def confidence_gaps(logits: Tensor, labels: Tensor, bins: int) -> np.ndarray:
@@ -115,6 +147,6 @@ def confidence_gaps(logits: Tensor, labels: Tensor, bins: int) -> np.ndarray:
     return (where * gap[:, None]).numpy()
 
 
-def error_of_gaps(gaps: np.ndarray) -> float:
-    """The expected calibration error in percent, of gaps [N, bins]."""
-    return float(100 * np.abs(gaps.mean(0)).sum())
+def error_of_gaps(mean_gaps: np.ndarray) -> float:
+    """The expected calibration error in percent, of mean gaps [bins]."""
+    return float(100 * np.abs(mean_gaps).sum())

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -24,15 +23,14 @@ from lab.machine.device import Hardware
 from lab.machine.options import Between, ImageCount
 from lab.measure import calibration, robustness, statistics
 from lab.measure.corruptions import SEVERITIES
+from lab.measure.estimates import PERCENT, Estimate, estimate, estimate_mean
 from lab.measure.evaluation import (
     ByNetwork,
     Evaluation,
     at_labels,
     distance_from_any_class,
-    first_key,
     outputs_of,
 )
-from lab.measure.statistics import Estimate
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,8 @@ class Settings:
 
     calibration_bins: Annotated[int, Between(1, 1000)] = 15
     """bins of confidence in the calibration error"""
-    conformal_miss: Annotated[float, Between(0.001, 0.9)] = 0.1
-    """share of images whose set of likely classes may miss the true one"""
+    conformal_misses: Annotated[tuple[float, ...], Between(0.001, 0.9)] = (0.05, 0.01)
+    """shares of images whose set of likely classes may miss the true one"""
     foreign_images: ImageCount = 2000
     """images of another kind to be told from the test images, of each kind"""
 
@@ -68,13 +66,18 @@ def energy(logits: Tensor) -> np.ndarray:
 
 
 def risks(confidence: np.ndarray, wrong: np.ndarray) -> np.ndarray:
-    """Errors in percent among the most confident 1, 2, … N images [N]."""
-    order = np.argsort(-confidence, kind="stable")
-    return 100 * wrong[order].cumsum() / np.arange(1, len(wrong) + 1)
+    """Errors in percent among the most confident 1, 2, … N images [N].
+
+    Of images of the same confidence any may come first: each counts what all do on average.
+    """
+    levels, which, counts = np.unique(-confidence, return_inverse=True, return_counts=True)
+    share_wrong = np.bincount(which, wrong, minlength=len(levels)) / counts
+    expected = np.repeat(share_wrong, counts)
+    return 100 * expected.cumsum() / np.arange(1, len(wrong) + 1)
 
 
 def area_under_risks(confidence: np.ndarray, wrong: np.ndarray) -> float:
-    """The mean risk over all coverages (Geifman & El-Yaniv, NeurIPS 2017)."""
+    """The mean risk over all coverages, AURC (Geifman et al., ICLR 2019)."""
     return float(risks(confidence, wrong).mean())
 
 
@@ -85,7 +88,6 @@ class SelectionScores:
     coverage: np.ndarray  # float64 [points], percent of the images that are answered
     risk: np.ndarray  # float64 [seeds, points], percent of these that are wrong
     area: Estimate
-    change: Estimate | None  # of the area, from the first network
 
 
 def auroc(familiarity: np.ndarray, is_own: np.ndarray) -> float:
@@ -127,23 +129,24 @@ class ConformalScores:
     The threshold is the validation images' (split conformal prediction: Vovk et al., 2005).
     """
 
+    miss: float  # that share
     coverage: Estimate  # percent of the test images whose set holds the true class
     size: Estimate  # classes in a set, on average
+    empty: Estimate  # percent of the sets that hold no class
 
 
 @dataclass(frozen=True)
 class ShiftScores:
     """On the benchmark's corruptions (Ovadia et al., NeurIPS 2019), each by severity.
 
-    Calibration errors and coverage in percent.
+    Calibration errors in percent, means over the corruptions.
     """
 
     error_as_trained: tuple[Estimate, ...]
     error_scaled: tuple[Estimate, ...]
     likelihood_as_trained: tuple[Estimate, ...]  # negative log-likelihood
     likelihood_scaled: tuple[Estimate, ...]
-    set_coverage: tuple[Estimate, ...]
-    set_size: tuple[Estimate, ...]
+    sets: tuple[tuple[ConformalScores, ...], ...]  # each for every share that may be missed
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ class Scores:
     as_trained: SelectionScores
     without_norm: SelectionScores
     foreign: dict[str, ForeignScores]  # by what the images are
-    conformal: ConformalScores
+    conformal: tuple[ConformalScores, ...]  # by the share that may be missed
     shift: ShiftScores
 
 
@@ -169,27 +172,22 @@ def study(
 ) -> Scores:
     """All that is measured of one network's doubt."""
     evaluations = by_network[key]
-    first = by_network[first_key(by_network)]
     foreign = {}
     for name, pixels in data.foreign.items():
         foreign[name] = study_foreign(evaluations, pixels, rules, seed, hardware)
-    thresholds = []
-    for evaluation in evaluations:
-        held_out = evaluation.held_out
-        thresholds.append(
-            least_probability(held_out.outputs.logits, held_out.labels, settings.conformal_miss)
-        )
+    limits = [least_probabilities(one, settings.conformal_misses) for one in evaluations]
+    logits = [evaluation.logits[None] for evaluation in evaluations]
     return Scores(
-        as_trained=study_selection(evaluations, first, confidence_as_trained, rules, seed),
-        without_norm=study_selection(evaluations, first, confidence_without_norm, rules, seed),
+        as_trained=study_selection(evaluations, confidence_as_trained, rules, seed),
+        without_norm=study_selection(evaluations, confidence_without_norm, rules, seed),
         foreign=foreign,
-        conformal=study_conformal(evaluations, thresholds, data.test.labels, rules, seed),
+        conformal=study_sets(logits, limits, data.test.labels, settings, rules, seed),
         shift=study_shift(
             corrupted.benchmark_logits[key],
             corrupted.labels,
             [evaluation.temperature for evaluation in evaluations],
-            thresholds,
-            settings.calibration_bins,
+            limits,
+            settings,
             rules,
             seed,
         ),
@@ -198,7 +196,6 @@ def study(
 
 def study_selection(
     evaluations: Sequence[Evaluation],
-    first_evaluations: Sequence[Evaluation],
     confidence: Callable[[Tensor], np.ndarray],
     rules: statistics.Settings,
     seed: int,
@@ -208,26 +205,11 @@ def study_selection(
     by_seed = [(confidence(one.logits), ~one.correct) for one in evaluations]
     images = len(evaluations[0].correct)
     last = np.ceil(np.arange(1, points + 1) * images / points).astype(int) - 1
-    risk = np.stack([risks(*arrays)[last] for arrays in by_seed])
-    change = None
-    if evaluations is not first_evaluations:
-        pairs = []
-        for arrays, first in zip(by_seed, first_evaluations, strict=True):
-            pairs.append((*arrays, confidence(first.logits), ~first.correct))
-        change = statistics.estimate(change_of_area, pairs, rules, seed, of_one_image=0)
     return SelectionScores(
         coverage=100 * (last + 1) / images,
-        risk=risk,
-        area=statistics.estimate(area_under_risks, by_seed, rules, seed, of_one_image=0),
-        change=change,
+        risk=np.stack([risks(*arrays)[last] for arrays in by_seed]),
+        area=estimate(area_under_risks, by_seed, rules, seed, between=PERCENT),
     )
-
-
-def change_of_area(
-    confidence: np.ndarray, wrong: np.ndarray, first_confidence: np.ndarray, first_wrong: np.ndarray
-) -> float:
-    """From the first network's area to another's: less is better."""
-    return area_under_risks(confidence, wrong) - area_under_risks(first_confidence, first_wrong)
 
 
 def study_foreign(
@@ -262,35 +244,16 @@ def detect(
 ) -> Detection:
     """From each seed's familiarity and which images are own."""
     _, is_own = by_seed[0]
-    estimate = partial(
-        statistics.estimate,
-        by_seed=by_seed,
-        settings=rules,
-        seed=seed,
-        of_one_image=0,
-        groups=is_own,
+    return Detection(
+        auroc=estimate(auroc, by_seed, rules, seed, is_own, PERCENT),
+        false_positives=estimate(false_positives, by_seed, rules, seed, is_own, PERCENT),
     )
-    return Detection(auroc=estimate(auroc), false_positives=estimate(false_positives))
 
 
-def study_conformal(
-    evaluations: Sequence[Evaluation],
-    thresholds: Sequence[float],
-    labels: Tensor,
-    rules: statistics.Settings,
-    seed: int,
-) -> ConformalScores:
-    """On the test images."""
-    coverage = []
-    size = []
-    for evaluation, threshold in zip(evaluations, thresholds, strict=True):
-        held, sizes = prediction_sets(evaluation.logits, labels, threshold)
-        coverage.append((held,))
-        size.append((sizes,))
-    return ConformalScores(
-        coverage=statistics.estimate(np.mean, coverage, rules, seed, of_one_image=100),
-        size=statistics.estimate(np.mean, size, rules, seed, of_one_image=1),
-    )
+def least_probabilities(evaluation: Evaluation, misses: Sequence[float]) -> list[float]:
+    """The threshold of each share that may be missed, from a network's validation images."""
+    held_out = evaluation.held_out
+    return [least_probability(held_out.outputs.logits, held_out.labels, miss) for miss in misses]
 
 
 def least_probability(logits: Tensor, labels: Tensor, miss: float) -> float:
@@ -304,98 +267,105 @@ def least_probability(logits: Tensor, labels: Tensor, miss: float) -> float:
     return float(of_truth[place]) if place >= 0 else 0.0
 
 
-def prediction_sets(logits: Tensor, labels: Tensor, least: float) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each image's set holds the label, 100 or 0, and how many classes it holds."""
-    inside = logits.softmax(1).double() >= least
-    held = at_labels(inside, labels)
-    return 100.0 * held.numpy(), inside.sum(1).double().numpy()
+def study_sets(
+    logits: Sequence[Tensor],
+    limits: Sequence[Sequence[float]],
+    labels: Tensor,
+    settings: Settings,
+    rules: statistics.Settings,
+    seed: int,
+) -> tuple[ConformalScores, ...]:
+    """Sets of classes of each seed's logits [tries, N, classes], by the share that may be missed.
+
+    `limits` are each seed's least probabilities.
+    """
+    scores = []
+    for k, miss in enumerate(settings.conformal_misses):
+        held = []
+        sizes = []
+        empty = []
+        for of_seed, of_limits in zip(logits, limits, strict=True):
+            inside = of_seed.softmax(-1).double() >= of_limits[k]  # [tries, N, classes]
+            tries = len(inside)
+            at_label = inside.gather(2, labels[None, :, None].expand(tries, -1, 1))[..., 0]
+            held.append(100 * at_label.double().mean(0).numpy())
+            sizes.append(inside.sum(2).double().mean(0).numpy())
+            empty.append(100 * (~inside.any(2)).double().mean(0).numpy())
+        scores.append(
+            ConformalScores(
+                miss=miss,
+                coverage=estimate_mean(held, rules, seed, 100 / tries, between=PERCENT),
+                size=estimate_mean(sizes, rules, seed),
+                empty=estimate_mean(empty, rules, seed, 100 / tries, between=PERCENT),
+            )
+        )
+    return tuple(scores)
 
 
 def study_shift(
     corrupted: Tensor,
     labels: Tensor,
     temperatures: Sequence[float],
-    thresholds: Sequence[float],
-    bins: int,
+    limits: Sequence[Sequence[float]],
+    settings: Settings,
     rules: statistics.Settings,
     seed: int,
 ) -> ShiftScores:
-    """Calibration and sets of classes under corruption.
+    """Calibration and sets of classes under corruption: means over the corruptions.
 
     `corrupted` are logits [seeds, corruptions, severities, N, classes], `labels` int64 [N].
     """
-    by_severity: list[list[ShiftedImages]] = []
-    for k in range(len(SEVERITIES)):
-        of_seeds = []
-        for of_seed, temperature, threshold in zip(
-            corrupted, temperatures, thresholds, strict=True
-        ):
-            logits = of_seed[:, k].double()
-            of_seeds.append(shifted_images(logits, labels, temperature, threshold, bins))
-        by_severity.append(of_seeds)
-
-    def estimates(
-        statistic: Callable[..., float], part: Callable[[ShiftedImages], np.ndarray]
-    ) -> tuple[Estimate, ...]:
-        """By severity, of one part of what is known of the images."""
-        estimated = []
-        for of_seeds in by_severity:
-            arrays = [(part(images),) for images in of_seeds]
-            estimated.append(statistics.estimate(statistic, arrays, rules, seed, of_one_image=0))
-        return tuple(estimated)
-
-    return ShiftScores(
-        error_as_trained=estimates(
-            calibration.error_of_gaps, lambda images: images.gaps_as_trained
-        ),
-        error_scaled=estimates(calibration.error_of_gaps, lambda images: images.gaps_scaled),
-        likelihood_as_trained=estimates(np.mean, lambda images: images.likelihood_as_trained),
-        likelihood_scaled=estimates(np.mean, lambda images: images.likelihood_scaled),
-        set_coverage=estimates(np.mean, lambda images: images.held),
-        set_size=estimates(np.mean, lambda images: images.set_size),
-    )
-
-
-@dataclass(frozen=True)
-class ShiftedImages:
-    """What a network says of N images under corruptions of one severity: means over these.
-
-    So that images can be drawn again. float64 [N]; gaps are [N, bins], of
-    `calibration.confidence_gaps`.
-    """
-
-    gaps_as_trained: np.ndarray
-    gaps_scaled: np.ndarray
-    likelihood_as_trained: np.ndarray
-    likelihood_scaled: np.ndarray
-    held: np.ndarray  # 100 where the image's set holds the label, else 0
-    set_size: np.ndarray
-
-
-def shifted_images(
-    logits: Tensor, labels: Tensor, temperature: float, threshold: float, bins: int
-) -> ShiftedImages:
-    """From float64 logits [corruptions, N, classes] and labels int64 [N]."""
-    gaps_as_trained = []
-    gaps_scaled = []
+    bins = settings.calibration_bins
+    error_as_trained = []
+    error_scaled = []
     likelihood_as_trained = []
     likelihood_scaled = []
-    held = []
-    set_size = []
-    for as_trained in logits:
-        scaled = as_trained / temperature
-        gaps_as_trained.append(calibration.confidence_gaps(as_trained, labels, bins))
-        gaps_scaled.append(calibration.confidence_gaps(scaled, labels, bins))
-        likelihood_as_trained.append(F.cross_entropy(as_trained, labels, reduction="none").numpy())
-        likelihood_scaled.append(F.cross_entropy(scaled, labels, reduction="none").numpy())
-        of_labels, sizes = prediction_sets(as_trained, labels, threshold)
-        held.append(of_labels)
-        set_size.append(sizes)
-    return ShiftedImages(
-        gaps_as_trained=np.mean(gaps_as_trained, axis=0),
-        gaps_scaled=np.mean(gaps_scaled, axis=0),
-        likelihood_as_trained=np.mean(likelihood_as_trained, axis=0),
-        likelihood_scaled=np.mean(likelihood_scaled, axis=0),
-        held=np.mean(held, axis=0),
-        set_size=np.mean(set_size, axis=0),
+    sets = []
+    for k in range(len(SEVERITIES)):
+        as_trained = [of_seed[:, k].double() for of_seed in corrupted]
+        scaled = []
+        for of_seed, temperature in zip(as_trained, temperatures, strict=True):
+            scaled.append(of_seed / temperature)
+        error_as_trained.append(error_of_each(as_trained, labels, bins, rules, seed))
+        error_scaled.append(error_of_each(scaled, labels, bins, rules, seed))
+        likelihood_as_trained.append(likelihood_of_all(as_trained, labels, rules, seed))
+        likelihood_scaled.append(likelihood_of_all(scaled, labels, rules, seed))
+        sets.append(study_sets(as_trained, limits, labels, settings, rules, seed))
+    return ShiftScores(
+        error_as_trained=tuple(error_as_trained),
+        error_scaled=tuple(error_scaled),
+        likelihood_as_trained=tuple(likelihood_as_trained),
+        likelihood_scaled=tuple(likelihood_scaled),
+        sets=tuple(sets),
     )
+
+
+def error_of_each(
+    logits: Sequence[Tensor], labels: Tensor, bins: int, rules: statistics.Settings, seed: int
+) -> Estimate:
+    """The calibration error under each corruption, averaged: errors of opposite sign stay.
+
+    Of each seed's logits [corruptions, N, classes].
+    """
+    by_seed = []
+    for of_seed in logits:
+        gaps = [calibration.confidence_gaps(one, labels, bins) for one in of_seed]
+        by_seed.append(np.stack(gaps, axis=1))  # [N, corruptions, bins]
+    return estimate_mean(by_seed, rules, seed, of_means=mean_error_of_gaps, between=PERCENT)
+
+
+def mean_error_of_gaps(mean_gaps: np.ndarray) -> float:
+    """The mean calibration error in percent, of mean gaps [corruptions, bins]."""
+    return float(100 * np.abs(mean_gaps).sum(1).mean())
+
+
+def likelihood_of_all(
+    logits: Sequence[Tensor], labels: Tensor, rules: statistics.Settings, seed: int
+) -> Estimate:
+    """The mean negative log-likelihood of each seed's logits [corruptions, N, classes]."""
+    by_seed = []
+    for of_seed in logits:
+        repeated = labels.expand(len(of_seed), -1)
+        losses = F.cross_entropy(of_seed.transpose(1, 2), repeated, reduction="none")
+        by_seed.append(losses.mean(0).numpy())
+    return estimate_mean(by_seed, rules, seed)

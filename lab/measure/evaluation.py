@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lab.data.images import Dataset, Images, to_input
+from lab.data.images import Dataset, to_input
 from lab.machine.device import Hardware
 from lab.machine.parallel import in_parallel
 from lab.measure.models import Model, Network, TrainedModel, mean_over_pixels
@@ -55,12 +55,6 @@ def logits_of(model: Model, pixels: Tensor, hardware: Hardware) -> Tensor:
 def at_labels(values: Tensor, labels: Tensor) -> Tensor:
     """Each row's value at its label: of values [N, classes] and labels int64 [N], [N]."""
     return values.gather(1, labels[:, None])[:, 0]
-
-
-def accuracy_of(model: Model, images: Images, hardware: Hardware) -> float:
-    """Share of the images that are classified correctly, in percent."""
-    correct = logits_of(model, images.pixels, hardware).argmax(1) == images.labels
-    return 100 * float(correct.double().mean())
 
 
 @dataclass(frozen=True)

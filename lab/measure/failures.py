@@ -107,6 +107,7 @@ class SureMistakes:
     # At each level p of no change from the first network; Holm-corrected over the levels
     p_as_trained: tuple[float, ...]
     p_scaled: tuple[float, ...]
+    p_of_scaling: tuple[float, ...]  # of the change being as large with the temperature as without
 
 
 def count_sure_mistakes(
@@ -114,18 +115,23 @@ def count_sure_mistakes(
     first_evaluations: Sequence[Evaluation],
     levels: Sequence[float],
     rules: statistics.Settings,
-    seed: int,
 ) -> SureMistakes:
-    """With the same tests as accuracy has."""
+    """With the same tests as accuracy has, and one of what the temperature takes away."""
     as_trained, scaled = sure_mistakes_by_seed(evaluations, levels)
     first, first_scaled = sure_mistakes_by_seed(first_evaluations, levels)
+    change = as_trained.astype(int) - first
+    change_scaled = scaled.astype(int) - first_scaled
+    of_scaling = []
+    for k in range(len(levels)):
+        of_scaling.append(statistics.judge(100.0 * (change - change_scaled)[:, k], rules).p)
     return SureMistakes(
         network=evaluations[0].trained.network,
         levels=tuple(levels),
         as_trained=as_trained.sum(2),
         scaled=scaled.sum(2),
-        p_as_trained=p_of_changes(as_trained, first, rules, seed),
-        p_scaled=p_of_changes(scaled, first_scaled, rules, seed),
+        p_as_trained=p_of_changes(change, rules),
+        p_scaled=p_of_changes(change_scaled, rules),
+        p_of_scaling=tuple(statistics.holm(of_scaling, rules.level)),
     )
 
 
@@ -147,17 +153,15 @@ def sure_mistakes(logits: Tensor, correct: np.ndarray, levels: Sequence[float]) 
     return np.stack([(confidence >= level) & ~correct for level in levels])
 
 
-def p_of_changes(
-    mistakes: np.ndarray, first: np.ndarray, rules: statistics.Settings, seed: int
-) -> tuple[float, ...]:
-    """At each level p of no change from the first network's mistakes to another's.
+def p_of_changes(change: np.ndarray, rules: statistics.Settings) -> tuple[float, ...]:
+    """At each level p of no change from one network's mistakes to another's.
 
-    Of both bool [seeds, levels, images]; corrected over the levels.
+    `change` [seeds, levels, images] is 1 for an image more, -1 for one less, and else 0. Corrected
+    over the levels.
     """
-    gains = mistakes.astype(int) - first.astype(int)
     ps = []
-    for k in range(gains.shape[1]):
-        ps.append(statistics.judge_answers(gains[:, k], rules, seed).p)
+    for k in range(change.shape[1]):
+        ps.append(statistics.judge_answers(change[:, k], rules).p)
     return tuple(statistics.holm(ps, rules.level))
 
 
@@ -196,11 +200,17 @@ class ConfusedPair:
 
 
 def find_confused_pairs(
-    by_network: ByNetwork, labels: Tensor, count: int, rules: statistics.Settings, seed: int
+    by_network: ByNetwork, labels: Tensor, count: int, rules: statistics.Settings
 ) -> tuple[ConfusedPair, ...]:
-    """At most `count`, which the first network confuses most."""
+    """At most `count`, which all networks together confuse most.
+
+    Were they chosen by one network's mistakes, the other would seem to make fewer of them.
+    """
     first = first_key(by_network)
-    confusion = np.sum([evaluation.confusion for evaluation in by_network[first]], axis=0)
+    confusions = []
+    for evaluations in by_network.values():
+        confusions += [evaluation.confusion for evaluation in evaluations]
+    confusion = np.sum(confusions, axis=0)
     both_ways = np.triu(confusion + confusion.T, k=1)
     order = np.argsort(-both_ways, axis=None, kind="stable")
     pairs = []
@@ -214,8 +224,7 @@ def find_confused_pairs(
         error = {key: float(of_network.mean()) for key, of_network in confused.items()}
         change = {}
         for key in list(by_network)[1:]:
-            gains = confused[key] - confused[first]
-            change[key] = statistics.judge(gains, 100 / gains.shape[1], rules, seed).interval
+            change[key] = statistics.judge(confused[key] - confused[first], rules).interval
         pairs.append(ConfusedPair(a, b, error, change))
     return tuple(pairs)
 
@@ -358,12 +367,12 @@ class Dossier:
 
 
 def study(
-    by_network: ByNetwork, data: Dataset, settings: Settings, rules: statistics.Settings, seed: int
+    by_network: ByNetwork, data: Dataset, settings: Settings, rules: statistics.Settings
 ) -> Dossier:
     """What the networks of all seeds get wrong."""
     test = data.test
     first_evaluations = by_network[first_key(by_network)]
-    labels = suspects.study(by_network, test, rules, seed)
+    labels = suspects.study(by_network, test, rules)
     suspected = [suspect.index for suspect in labels.suspects]
     on_pixels = image_attributes(test)
     transition_counts = []
@@ -374,7 +383,7 @@ def study(
         if evaluations is not first_evaluations:
             transition_counts.append(count_transitions(evaluations, first_evaluations))
         mistakes.append(
-            count_sure_mistakes(evaluations, first_evaluations, settings.sure_levels, rules, seed)
+            count_sure_mistakes(evaluations, first_evaluations, settings.sure_levels, rules)
         )
         for attribute in [*on_pixels, distance_from_class(evaluations, test.labels)]:
             associations.append(associate(attribute, evaluations, rules))
@@ -390,7 +399,7 @@ def study(
         common=tuple(tuple(group) for group in common[: settings.named_attributes]),
         labels=labels,
         scores=tuple(scores),
-        pairs=find_confused_pairs(by_network, test.labels, settings.confused_pairs, rules, seed),
+        pairs=find_confused_pairs(by_network, test.labels, settings.confused_pairs, rules),
         predictions=predictions,
         rows=failure_rows(predictions, by_network, suspected),
     )

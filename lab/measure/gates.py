@@ -1,12 +1,13 @@
 """What the gates of channel attention learnt.
 
-In come a model with a `Gated` block after each stage, and images; out come the gates' means by
+In come models with a `Gated` block after each stage, and images; out come the gates' means by
 class, how much of their variance that explains, and accuracy with all gates held at their means.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +16,11 @@ from torch import Tensor, nn
 
 from lab.data.images import Images
 from lab.machine.device import Hardware
-from lab.measure.evaluation import accuracy_of, logits_of
+from lab.measure import statistics
+from lab.measure.estimates import PERCENT, Estimate, estimate_mean
+from lab.measure.evaluation import logits_of
 from lab.measure.models import Gated, Model, mean_over_pixels
+from lab.measure.statistics import Difference
 
 
 class FixedGates(nn.Module):
@@ -31,35 +35,100 @@ class FixedGates(nn.Module):
 
 
 @dataclass(frozen=True)
+class StageGates:
+    """The gates of one stage and seed."""
+
+    mean_by_class: np.ndarray  # float32 [classes, channels]
+    spread: np.ndarray  # float64 [N, 2]: each image's squared distance from its class's mean, and
+    # from the mean over all images, as far as they estimate variances
+
+
+@dataclass(frozen=True)
+class SeedGates:
+    """The gates of one seed's network, and what it answers with and without them."""
+
+    stages: tuple[StageGates, ...]
+    correct: np.ndarray  # bool [N]
+    correct_at_means: np.ndarray  # bool [N], with all gates held at their means over the images
+
+
+@dataclass(frozen=True)
 class Scores:
     """What the attention of a network learnt (Hu et al., TPAMI 2020, section 7)."""
 
-    mean_by_class: tuple[np.ndarray, ...]  # for each stage float32 [classes, channels]
-    share_between_classes: tuple[float, ...]  # of the gates' variance, for each stage
-    accuracy_as_learnt: float  # percent
-    accuracy_at_means: float  # percent, with all gates held at their means over the images
+    mean_by_class: tuple[np.ndarray, ...]  # of the first seed: each stage's [classes, channels]
+    share_between_classes: tuple[Estimate, ...]  # of the gates' variance, for each stage
+    accuracy_as_learnt: Estimate  # percent
+    accuracy_at_means: Estimate  # percent, with all gates held at their means over the images
+    change: (
+        Difference  # from these to those, in points: what the gates' answer to an image is worth
+    )
 
 
-def study(model: Model, images: Images, classes: int, hardware: Hardware) -> Scores | None:
-    """The gates of a trained network on some images; None where it has none in some stage."""
-    frozen = copy.deepcopy(model)
-    mean_by_class = []
+def study(
+    models: Sequence[Model],
+    images: Images,
+    classes: int,
+    rules: statistics.Settings,
+    seed: int,
+    hardware: Hardware,
+) -> Scores | None:
+    """The gates of each seed's network on some images; None where some stage has none."""
+    if not all(isinstance(block, Gated) for block in models[0].attention):
+        return None
+    by_seed = [look_into(model, images, classes, hardware) for model in models]
     shares = []
+    for k in range(len(by_seed[0].stages)):
+        spread = [of_seed.stages[k].spread for of_seed in by_seed]
+        shares.append(estimate_mean(spread, rules, seed, of_means=share_between))
+    correct = np.stack([of_seed.correct for of_seed in by_seed])
+    at_means = np.stack([of_seed.correct_at_means for of_seed in by_seed])
+    return Scores(
+        mean_by_class=tuple(stage.mean_by_class for stage in by_seed[0].stages),
+        share_between_classes=tuple(shares),
+        accuracy_as_learnt=estimate_mean(100.0 * correct, rules, seed, 100, between=PERCENT),
+        accuracy_at_means=estimate_mean(100.0 * at_means, rules, seed, 100, between=PERCENT),
+        change=statistics.judge_answers(correct.astype(int) - at_means, rules),
+    )
+
+
+def look_into(model: Model, images: Images, classes: int, hardware: Hardware) -> SeedGates:
+    """The gates of one trained network on some images."""
+    frozen = copy.deepcopy(model)
+    stages = []
     for k, block in enumerate(model.attention):
-        if not isinstance(block, Gated):
-            return None
+        assert isinstance(block, Gated)
         gates = gates_of(model, block, images, hardware)  # [N, C]
         means = torch.stack([gates[images.labels == label].mean(0) for label in range(classes)])
-        between = means[images.labels].var(0).sum()
-        mean_by_class.append(means.numpy())
-        shares.append(float(between / gates.var(0).sum().clamp_min(1e-12)))
+        stages.append(StageGates(means.numpy(), spread_of(gates, means, images.labels)))
         frozen.attention[k] = FixedGates(gates.mean(0).to(hardware.device))
-    return Scores(
-        mean_by_class=tuple(mean_by_class),
-        share_between_classes=tuple(shares),
-        accuracy_as_learnt=accuracy_of(model, images, hardware),
-        accuracy_at_means=accuracy_of(frozen, images, hardware),
-    )
+    correct = []
+    for one in (model, frozen):
+        logits = logits_of(one, images.pixels, hardware)
+        correct.append((logits.argmax(1) == images.labels).numpy())
+    return SeedGates(tuple(stages), *correct)
+
+
+def spread_of(gates: Tensor, means: Tensor, labels: Tensor) -> np.ndarray:
+    """Within the class and in all, [N, 2] of gates [N, C] and the classes' means [classes, C].
+
+    The sum of squares over N minus the means that were taken from them, so that gates which know
+    nothing of classes have no variance between these.
+    """
+    precise = gates.double()
+    images = len(gates)
+    within = (precise - means.double()[labels]).square().sum(1)
+    total = (precise - precise.mean(0)).square().sum(1)
+    of_classes = len(labels.unique())
+    return torch.stack(
+        [within * images / max(1, images - of_classes), total * images / max(1, images - 1)], dim=1
+    ).numpy()
+
+
+def share_between(mean_spread: np.ndarray) -> float:
+    """The share of the variance that lies between the classes, of means [2] of `spread_of`."""
+    within, total = mean_spread
+    return float(1 - within / max(total, 1e-12))
 
 
 def gates_of(model: Model, block: Gated, images: Images, hardware: Hardware) -> Tensor:

@@ -1,6 +1,6 @@
 """What Grad-CAM's heatmaps are worth.
 
-In come a model and images; out come deletion and insertion curves beside those of random maps, how
+In come trained models and images; out come deletion and insertion curves beside those of random maps, how
 like itself Grad-CAM stays as the network's weights are shuffled, and, where the objects' masks are
 known, how well it points at them.
 """
@@ -8,6 +8,7 @@ known, how well it points at them.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 from lab.data.images import IMAGE_SIZE, Images, to_input
 from lab.machine.device import Hardware
 from lab.machine.options import Between
-from lab.measure import gradcam
+from lab.measure import gradcam, statistics
+from lab.measure.estimates import Estimate, estimate_mean
 from lab.measure.evaluation import at_labels, logits_of
 from lab.measure.models import Model
 
@@ -40,14 +42,17 @@ class MapScores:
     """What one kind of heatmap is worth.
 
     Curves are the mean probability of the predicted class as the hottest pixels are greyed, or put
-    back into the blurred image (Petsiuk et al., BMVC 2018, section 3.3). With masks: how often the
-    hottest pixel lies on the object, and how far the hot half of the range overlaps it.
+    back into the blurred image (Petsiuk et al., BMVC 2018, section 3.3); an area is below a curve.
+    With masks: how often the hottest pixel lies on the object, and how far the hot half of the
+    range overlaps it.
     """
 
-    deletion: np.ndarray  # float64 [steps + 1]
+    deletion: np.ndarray  # float64 [steps + 1]: mean over seeds and images
     insertion: np.ndarray  # float64 [steps + 1]
-    pointing: float | None
-    overlap: float | None  # intersection over union
+    deletion_area: Estimate
+    insertion_area: Estimate
+    pointing: Estimate | None
+    overlap: Estimate | None  # intersection over union
 
 
 @dataclass(frozen=True)
@@ -60,24 +65,109 @@ class Scores:
 
     grad_cam: MapScores
     random: MapScores
-    likeness_without_classifier: float
-    likeness_without_stage: tuple[float, ...]  # [k]: down to stage k and its attention
+    # How much better Grad-CAM is than random maps on the same images
+    deletion_gain: Estimate
+    insertion_gain: Estimate
+    likeness_without_classifier: Estimate
+    likeness_without_stage: tuple[Estimate, ...]  # [k]: down to stage k and its attention
+
+
+@dataclass(frozen=True)
+class TriedMaps:
+    """What became of each image under one kind of heatmap."""
+
+    deletion: np.ndarray  # float64 [N, steps + 1]
+    insertion: np.ndarray  # float64 [N, steps + 1]
+    pointing: np.ndarray | None  # float64 [N]
+    overlap: np.ndarray | None  # float64 [N]
+
+    def deletion_area(self) -> np.ndarray:
+        """Of each image: float64 [N]."""
+        return area_below(self.deletion)
+
+    def insertion_area(self) -> np.ndarray:
+        """Of each image: float64 [N]."""
+        return area_below(self.insertion)
+
+
+@dataclass(frozen=True)
+class SeedMaps:
+    """The heatmaps of one seed's network."""
+
+    grad_cam: TriedMaps
+    random: TriedMaps
+    likeness: list[np.ndarray]  # float64 [N], after the classifier was shuffled, the last stage, …
 
 
 def study(
-    model: Model, images: Images, settings: Settings, seed: int, hardware: Hardware
+    models: Sequence[Model],
+    images: Images,
+    settings: Settings,
+    rules: statistics.Settings,
+    seed: int,
+    hardware: Hardware,
 ) -> Scores:
-    """Does Grad-CAM mean anything? Asked of a trained network on a few images."""
+    """Does Grad-CAM mean anything? Asked of each seed's trained network on a few images."""
+    by_seed = [try_maps(model, images, settings.curve_steps, seed, hardware) for model in models]
+
+    def estimated(part: Callable[[SeedMaps], np.ndarray]) -> Estimate:
+        return estimate_mean([part(of_seed) for of_seed in by_seed], rules, seed)
+
+    layers = len(by_seed[0].likeness)
+    likeness = []
+    for k in range(layers):
+        likeness.append(estimate_mean([of_seed.likeness[k] for of_seed in by_seed], rules, seed))
+    without_classifier, *without_stage = likeness
+    return Scores(
+        grad_cam=score_maps([of_seed.grad_cam for of_seed in by_seed], rules, seed),
+        random=score_maps([of_seed.random for of_seed in by_seed], rules, seed),
+        deletion_gain=estimated(
+            lambda maps: maps.random.deletion_area() - maps.grad_cam.deletion_area()
+        ),
+        insertion_gain=estimated(
+            lambda maps: maps.grad_cam.insertion_area() - maps.random.insertion_area()
+        ),
+        likeness_without_classifier=without_classifier,
+        likeness_without_stage=tuple(reversed(without_stage)),
+    )
+
+
+def score_maps(by_seed: Sequence[TriedMaps], rules: statistics.Settings, seed: int) -> MapScores:
+    """Scores of one kind of heatmap."""
+    pointing = None
+    overlap = None
+    if by_seed[0].pointing is not None and by_seed[0].overlap is not None:
+        pointing = estimate_mean([one.pointing for one in by_seed], rules, seed, 1, between=(0, 1))
+        overlap = estimate_mean([one.overlap for one in by_seed], rules, seed, between=(0, 1))
+    return MapScores(
+        deletion=np.mean([one.deletion.mean(0) for one in by_seed], axis=0),
+        insertion=np.mean([one.insertion.mean(0) for one in by_seed], axis=0),
+        deletion_area=estimate_mean([one.deletion_area() for one in by_seed], rules, seed),
+        insertion_area=estimate_mean([one.insertion_area() for one in by_seed], rules, seed),
+        pointing=pointing,
+        overlap=overlap,
+    )
+
+
+def area_below(curves: np.ndarray) -> np.ndarray:
+    """Of curves [N, points] over 0 to 1: by trapezoids, float64 [N]."""
+    return scipy.integrate.trapezoid(curves, dx=1 / (curves.shape[1] - 1), axis=1)
+
+
+def try_maps(model: Model, images: Images, steps: int, seed: int, hardware: Hardware) -> SeedMaps:
+    """One trained network's Grad-CAM, random maps, and Grad-CAM as the network is shuffled.
+
+    Random maps, ties and shuffles are the same for every network and seed.
+    """
     generator = torch.Generator().manual_seed(seed)
-    steps = settings.curve_steps
     classes = logits_of(model, images.pixels, hardware).argmax(1)
     heat = gradcam.heatmaps_of(model, images.pixels, classes)
     with torch.no_grad():
         cells = model.features(to_input(images.pixels[:1].to(hardware.device))).shape[2:]
     coarse = torch.rand(len(images), 1, *cells, generator=generator)
     noise = F.interpolate(coarse, IMAGE_SIZE, mode="bilinear")[:, 0]
-    of_grad_cam = score_maps(heat, model, images, classes, steps, generator, hardware)
-    of_noise = score_maps(noise, model, images, classes, steps, generator, hardware)
+    of_grad_cam = try_on_images(heat, model, images, classes, steps, generator, hardware)
+    of_noise = try_on_images(noise, model, images, classes, steps, generator, hardware)
 
     shuffled = copy.deepcopy(model)
     layers_from_the_top = [[shuffled.classifier]]
@@ -89,14 +179,12 @@ def study(
     for layers in layers_from_the_top:
         for layer in layers:
             shuffle_weights(layer, generator)
-        likeness.append(
-            rank_correlation(heat, gradcam.heatmaps_of(shuffled, images.pixels, classes))
-        )
-    without_classifier, *without_stage = likeness
-    return Scores(of_grad_cam, of_noise, without_classifier, tuple(reversed(without_stage)))
+        maps = gradcam.heatmaps_of(shuffled, images.pixels, classes)
+        likeness.append(rank_correlations(heat, maps))
+    return SeedMaps(of_grad_cam, of_noise, likeness)
 
 
-def score_maps(
+def try_on_images(
     maps: Tensor,
     model: Model,
     images: Images,
@@ -104,8 +192,8 @@ def score_maps(
     steps: int,
     generator: torch.Generator,
     hardware: Hardware,
-) -> MapScores:
-    """Scores of `maps` float32 [N, 32, 32]; pixels of equal heat take turns at random."""
+) -> TriedMaps:
+    """Curves of `maps` float32 [N, 32, 32]; pixels of equal heat take turns at random."""
     ties = 1e-6 * torch.rand(maps.shape, generator=generator)
     order = (maps + ties).flatten(1).argsort(1, descending=True)  # [N, pixels], hottest first
     rank = order.argsort(1).view(*maps.shape, 1)
@@ -118,22 +206,24 @@ def score_maps(
         touched = rank < IMAGE_SIZE**2 * step / steps
         greyed = torch.where(touched, grey, pixels)
         shown = torch.where(touched, pixels, blurred)
-        deletion.append(mean_probability(model, greyed, classes, hardware))
-        insertion.append(mean_probability(model, shown, classes, hardware))
+        deletion.append(probabilities_of(model, greyed, classes, hardware))
+        insertion.append(probabilities_of(model, shown, classes, hardware))
     pointing = None
     overlap = None
     if images.masks is not None:
         inside = images.masks.flatten(1)
         hot = maps.flatten(1) > 0.5
-        pointing = float(inside.gather(1, order[:, :1]).double().mean())
-        overlap = float(((inside & hot).sum(1) / (inside | hot).sum(1)).mean())
-    return MapScores(np.array(deletion), np.array(insertion), pointing, overlap)
+        pointing = inside.gather(1, order[:, :1])[:, 0].double().numpy()
+        overlap = ((inside & hot).sum(1) / (inside | hot).sum(1)).double().numpy()
+    return TriedMaps(np.stack(deletion, axis=1), np.stack(insertion, axis=1), pointing, overlap)
 
 
-def mean_probability(model: Model, pixels: Tensor, classes: Tensor, hardware: Hardware) -> float:
-    """The mean probability of `classes` int64 [N] on images [N, 32, 32, 3]."""
-    probabilities = logits_of(model, pixels, hardware).softmax(1)
-    return float(at_labels(probabilities, classes).mean())
+def probabilities_of(
+    model: Model, pixels: Tensor, classes: Tensor, hardware: Hardware
+) -> np.ndarray:
+    """The probability of each image's class int64 [N], on images [N, 32, 32, 3]: float64 [N]."""
+    probabilities = logits_of(model, pixels, hardware).double().softmax(1)
+    return at_labels(probabilities, classes).numpy()
 
 
 @torch.no_grad()
@@ -144,11 +234,11 @@ def shuffle_weights(layer: nn.Module, generator: torch.Generator) -> None:
         weight.data = weight.flatten()[order].view(weight.shape)
 
 
-def rank_correlation(maps: Tensor, others: Tensor) -> float:
-    """Mean over images of Spearman's correlation of two heatmaps, [N, 32, 32] each."""
+def rank_correlations(maps: Tensor, others: Tensor) -> np.ndarray:
+    """Spearman's correlation of each image's two heatmaps, [N, 32, 32] each: float64 [N]."""
     standardised = []
     for part in (maps, others):
         ranks = scipy.stats.rankdata(part.flatten(1).numpy(), axis=1)
         centred = ranks - ranks.mean(1, keepdims=True)
         standardised.append(centred / ranks.std(1, keepdims=True).clip(1e-9))
-    return float((standardised[0] * standardised[1]).mean())
+    return (standardised[0] * standardised[1]).mean(1)

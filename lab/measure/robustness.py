@@ -20,8 +20,9 @@ from lab.machine.options import Between, without_it
 from lab.machine.parallel import Tick, try_each
 from lab.measure import corruptions, statistics
 from lab.measure.corruptions import SEVERITIES
+from lab.measure.estimates import PERCENT, Estimate, estimate_mean
 from lab.measure.evaluation import ByNetwork, first_key, logits_of
-from lab.measure.statistics import Difference, Estimate
+from lab.measure.statistics import Difference
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Scores:
     accuracy: np.ndarray  # float64 [seeds, corruptions, severities]
     mean_accuracy: Estimate
     mean_accuracy_of_extra: Estimate | None  # if there are any
-    mean_corruption_error: float | None  # the first network's being 100, if that errs at all
+    mean_corruption_error: Estimate | None  # the first network's being 100, if that errs at all
     change: Difference | None  # of mean accuracy, from the first network
 
 
@@ -110,45 +111,73 @@ def score(
 ) -> dict[str, Scores]:
     """Scores from `correct` bool [seeds, corruptions, severities, images], by network."""
     is_extra = np.array([name in corruptions.EXTRA for name in names])
-    first = correct[first_key(correct)][:, ~is_extra]
+    on_benchmark = {key: of_network[:, ~is_extra] for key, of_network in correct.items()}
+    first = on_benchmark[first_key(correct)]
+    changes = changes_from_first(on_benchmark, rules)
     scores = {}
     for key, of_network in correct.items():
-        benchmark = of_network[:, ~is_extra]
+        benchmark = on_benchmark[key]
         mean_of_extra = None
         if is_extra.any():
             mean_of_extra = mean_accuracy(of_network[:, is_extra], rules, seed)
-        change = None
-        if key != first_key(correct):
-            tries = benchmark.shape[1] * benchmark.shape[2]
-            # Of each seed and image, the mean over corruptions and severities
-            gains = 100 * (benchmark.sum((1, 2)) - first.sum((1, 2))) / tries  # [seeds, images]
-            change = statistics.judge(gains, 100 / (tries * gains.shape[1]), rules, seed)
         scores[key] = Scores(
             names=names,
             accuracy=100 * of_network.mean(3),
             mean_accuracy=mean_accuracy(benchmark, rules, seed),
             mean_accuracy_of_extra=mean_of_extra,
-            mean_corruption_error=mean_ratio(mean_errors(benchmark), mean_errors(first)),
-            change=change,
+            mean_corruption_error=corruption_error(benchmark, first, rules, seed),
+            change=changes.get(key),
         )
     return scores
+
+
+def changes_from_first(
+    correct: Mapping[str, np.ndarray], rules: statistics.Settings
+) -> dict[str, Difference]:
+    """Of mean accuracy, by the other networks' keys; p corrected over the networks.
+
+    `correct` bool [seeds, corruptions, severities, images].
+    """
+    first = correct[first_key(correct)]
+    tries = first.shape[1] * first.shape[2]
+    changes = {}
+    for key, of_network in correct.items():
+        if key != first_key(correct):
+            # Of each seed and image, the mean over corruptions and severities
+            gains = 100 * (of_network.sum((1, 2)) - first.sum((1, 2))) / tries  # [seeds, images]
+            changes[key] = statistics.judge(gains, rules)
+    corrected = statistics.correct_differences(list(changes.values()), rules.level)
+    return dict(zip(changes, corrected, strict=True))
 
 
 def mean_accuracy(correct: np.ndarray, rules: statistics.Settings, seed: int) -> Estimate:
     """In percent, of `correct` [seeds, corruptions, severities, images]."""
     tries = correct.shape[1] * correct.shape[2]
-    by_seed = [(100 * of_seed.mean((0, 1)),) for of_seed in correct]
-    return statistics.estimate(np.mean, by_seed, rules, seed, of_one_image=100 / tries)
+    by_seed = [100 * of_seed.mean((0, 1)) for of_seed in correct]
+    return estimate_mean(by_seed, rules, seed, of_one_image=100 / tries, between=PERCENT)
 
 
-def mean_errors(correct: np.ndarray) -> np.ndarray:
-    """The error in percent under each corruption, over seeds, severities and images."""
-    return 100 - 100 * correct.mean((0, 2, 3))
+def corruption_error(
+    correct: np.ndarray, first: np.ndarray, rules: statistics.Settings, seed: int
+) -> Estimate | None:
+    """The mean corruption error in percent of the first network's; None where that never errs.
 
-
-def mean_ratio(errors: np.ndarray, first_errors: np.ndarray) -> float | None:
-    """The mean ratio in percent, over the corruptions under which the first network errs at all."""
-    comparable = first_errors > 0
-    if not comparable.any():
+    Of both bool [seeds, corruptions, severities, images].
+    """
+    errs = ~first.all((0, 2, 3))  # under which corruptions
+    if not errs.any():
         return None
-    return float(100 * (errors[comparable] / first_errors[comparable]).mean())
+    by_seed = []
+    for of_seed, of_first in zip(correct[:, errs], first[:, errs], strict=True):
+        wrong = np.stack([~of_seed, ~of_first]).mean(2)  # [2, corruptions, images]
+        by_seed.append(100 * np.moveaxis(wrong, 2, 0))
+    return estimate_mean(by_seed, rules, seed, of_means=mean_ratio)
+
+
+def mean_ratio(errors: np.ndarray) -> float:
+    """Of errors [2, corruptions] of a network and the first: the mean ratio, in percent.
+
+    Over the corruptions under which the first network errs at all.
+    """
+    own, first = errors[:, errors[1] > 0]
+    return float(100 * (own / first).mean()) if len(first) > 0 else 100.0

@@ -60,7 +60,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class NetworkOutcome:
-    """What a network does under stress; heatmaps and gates are of its first seed."""
+    """What a network does under stress."""
 
     network: Network
     corruptions: robustness.Scores
@@ -80,7 +80,6 @@ class Outcome:
     original: np.ndarray  # uint8 [32, 32, 3]
     corrupted: dict[str, np.ndarray]  # by corruption, at severity 3
     official: bool  # whether the corrupted images are CIFAR-10-C's own
-    conformal_miss: float  # what share of images sets of classes may miss
     level: float  # of tests and intervals
 
     def benchmark_corruptions(self) -> list[str]:
@@ -107,7 +106,6 @@ def run(
     """All stress tests of all networks."""
     watch = Stopwatch()
     keys = list(by_network)
-    images = data.test.select(chosen.corrupted)
     attacked_images = data.test.select(chosen.attacked)
     explained_images = data.test.select(chosen.explained)
 
@@ -121,7 +119,7 @@ def run(
 
     def study_doubt(key: str, _: Tick) -> tuple[calibration.Scores, doubt.Scores]:
         calibrated = calibration.study(
-            by_network[key], data.test.labels, settings.doubt.calibration_bins
+            by_network[key], data.test.labels, settings.doubt.calibration_bins, rules, seed
         )
         doubted = doubt.study(
             key, by_network, corrupted, data, settings.doubt, rules, seed, hardware
@@ -132,15 +130,15 @@ def run(
         doubts = try_each(study_doubt, keys, hardware, "doubt")
 
     def study_heatmaps(key: str, _: Tick) -> heatmaps.Scores:
-        model = by_network[key][0].trained.model
-        return heatmaps.study(model, explained_images, settings.heatmaps, seed, hardware)
+        models = [evaluation.trained.model for evaluation in by_network[key]]
+        return heatmaps.study(models, explained_images, settings.heatmaps, rules, seed, hardware)
 
     with watch.phase("stress 4/5: heatmaps"):
         maps = try_each(study_heatmaps, keys, hardware, "heatmaps")
 
     def study_gates(key: str, _: Tick) -> gates.Scores | None:
-        model = by_network[key][0].trained.model
-        return gates.study(model, images, len(data.classes), hardware)
+        models = [evaluation.trained.model for evaluation in by_network[key]]
+        return gates.study(models, data.test, len(data.classes), rules, seed, hardware)
 
     with watch.phase("stress 5/5: gates"):
         gated = try_each(study_gates, keys, hardware, "gates")
@@ -165,6 +163,5 @@ def run(
         original=corrupted.original,
         corrupted=corrupted.examples,
         official=len(data.official) > 0,
-        conformal_miss=settings.doubt.conformal_miss,
         level=rules.level,
     )

@@ -72,9 +72,7 @@ class LabelSuspects:
     differences: dict[str, Difference]  # from the first network, by the other's key
 
 
-def study(
-    by_network: ByNetwork, test: Images, rules: statistics.Settings, seed: int
-) -> LabelSuspects:
+def study(by_network: ByNetwork, test: Images, rules: statistics.Settings) -> LabelSuspects:
     """Accuracy and verdict on the images whose labels are not suspected."""
     suspects = find(by_network, test)
     if len(suspects) == len(test):
@@ -91,6 +89,7 @@ def study(
     for key, of_network in correct.items():
         accuracy[key] = statistics.share_interval(of_network.sum(1), images, rules)
         if of_network is not first:
-            gains = of_network - first
-            differences[key] = statistics.judge_answers(gains, rules, seed)
+            differences[key] = statistics.judge_answers(of_network - first, rules)
+    corrected = statistics.correct_differences(list(differences.values()), rules.level)
+    differences = dict(zip(differences, corrected, strict=True))
     return LabelSuspects(tuple(suspects), accuracy, differences)

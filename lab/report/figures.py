@@ -25,10 +25,11 @@ from lab.machine.files import ResultFiles
 from lab.measure import statistics
 from lab.measure.attributes import by_attribute
 from lab.measure.corruptions import SEVERITIES
+from lab.measure.estimates import Estimate
 from lab.measure.failures import Dossier, Transition
 from lab.measure.gradcam import ExplainedImage
 from lab.measure.models import EpochLog, Network
-from lab.measure.statistics import Estimate, Interval
+from lab.measure.statistics import Interval
 from lab.measure.stress import Outcome
 from lab.report import drawing, sentences
 from lab.report.drawing import PAGE, Picture, PictureBlock
@@ -114,7 +115,7 @@ def plot_attacks(stress: Outcome) -> Figure:
     for of_network in stress.networks:
         attacks = of_network.attacks
         network = of_network.network
-        by_seed = np.column_stack([attacks.clean, attacks.robust])
+        by_seed = values_by_seed([attacks.clean, *attacks.robust])
         plot_mean_and_range(left, places, by_seed, network, label=network.title)
         if attacks.change is not None:
             plot_intervals(right, places[1:], attacks.change, network)
@@ -159,7 +160,8 @@ def plot_reliability(stress: Outcome) -> Figure:
     for of_network in stress.networks:
         network = of_network.network
         calibration = of_network.calibration
-        first_seed = ((left, calibration.as_trained[0]), (right, calibration.scaled[0]))
+        as_trained = calibration.as_trained.by_seed[0]
+        first_seed = ((left, as_trained), (right, calibration.scaled.by_seed[0]))
         for axes, measured in first_seed:
             bins = measured.pooled(least=20)
             confidence = np.array([100 * one.confidence for one in bins])
@@ -206,10 +208,13 @@ def plot_shift(stress: Outcome) -> Figure:
         ):
             look = {"linestyle": dashes, "label": f"{network.title} {name}"}
             plot_mean_and_range(left, SEVERITIES, values_by_seed(scores), network, **look)
-        plot_mean_and_range(right, SEVERITIES, values_by_seed(shift.set_coverage), network)
+        for of_severities in zip(*shift.sets, strict=True):  # of each share that may be missed
+            coverage = values_by_seed([sets.coverage for sets in of_severities])
+            plot_mean_and_range(right, SEVERITIES, coverage, network)
     left.set(xlabel="severity", ylabel="calibration error (%)", xticks=SEVERITIES)
     right.set(xlabel="severity", ylabel="coverage of sets (%)", xticks=SEVERITIES)
-    right.axhline(100 * (1 - stress.conformal_miss), color="0.4", linestyle=":", zorder=1)
+    for sets in stress.networks[0].doubt.conformal:
+        right.axhline(100 * (1 - sets.miss), color="0.4", linestyle=":", zorder=1)
     legend_above(figure, left)
     return figure
 
@@ -220,7 +225,7 @@ def values_by_seed(scores: Sequence[Estimate]) -> np.ndarray:
 
 
 def plot_deletion_insertion(stress: Outcome) -> Figure:
-    """Probability of the predicted class by the share of pixels touched; of the first seed."""
+    """Probability of the predicted class by the share of pixels touched; means over the seeds."""
     figure, left, right = two_panels()
     for of_network in stress.networks:
         network = of_network.network
@@ -242,18 +247,28 @@ def plot_deletion_insertion(stress: Outcome) -> Figure:
 
 
 def plot_accuracy(results: Results) -> Figure:
-    """Accuracy by class and overall, networks side by side, with their intervals."""
-    figure = drawing.new_figure(0.4 * PAGE)
-    axes = figure.subplots()
+    """Accuracy by class and overall with intervals, and below its paired change, which is tested.
+
+    The intervals above are each network's own: that they overlap says nothing of the change.
+    """
+    figure = drawing.new_figure(0.55 * PAGE)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     names = [*results.classes, "Overall"]
     middle = (len(results.networks) - 1) / 2
     for k, of_network in enumerate(results.networks):
         intervals = [*of_network.accuracy.by_class, of_network.accuracy.overall]
         places = np.arange(len(names)) + 0.25 * (k - middle)
         network = of_network.network
-        plot_intervals(axes, places, intervals, network, label=network.title)
-    axes.set(ylabel="test accuracy (%)", xticks=range(len(names)), xticklabels=names)
-    axes.tick_params(axis="x", labelsize=7)
+        plot_intervals(above, places, intervals, network, label=network.title)
+    for k, comparison in enumerate(results.comparisons, start=1):
+        groups = [*comparison.by_class, comparison.overall]
+        changes = [group.difference.interval for group in groups]
+        places = np.arange(len(names)) + 0.25 * (k - middle - 0.5)
+        plot_intervals(below, places, changes, comparison.network)
+    below.axhline(0, color=results.networks[0].network.colour, linewidth=1)
+    above.set(ylabel="test accuracy (%)")
+    below.set(ylabel="change (points)", xticks=range(len(names)), xticklabels=names)
+    below.tick_params(axis="x", labelsize=7)
     figure.legend(loc="outside upper center", ncols=len(results.networks))
     return figure
 

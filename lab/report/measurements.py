@@ -1,7 +1,7 @@
 """The numbers of the stress tests: what each is called, in files and by people.
 
-In comes what a network did under stress; out come its measurements in the order of the table, each
-with its values by seed and, where there is one, its interval.
+In comes what networks did under stress; out come their measurements in the order of the table, each
+with its values by seed and an interval, and their changes from the first network, tested.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from lab.measure import attacks, calibration, doubt, gates, heatmaps, robustness
-from lab.measure.statistics import Estimate, Interval
-from lab.measure.stress import NetworkOutcome
+from lab.measure import attacks, calibration, doubt, gates, heatmaps, robustness, statistics
+from lab.measure.estimates import Estimate, change_of
+from lab.measure.models import Network
+from lab.measure.statistics import Interval
+from lab.measure.stress import NetworkOutcome, Outcome
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,11 @@ class Metric:
 CORRUPTED_ACCURACY = Metric("corrupted_accuracy", "Corrupted images: accuracy", "%", 2)
 EXTRA_ACCURACY = Metric("extra_corrupted_accuracy", "Extra corruptions: accuracy", "%", 2)
 CORRUPTION_ERROR = Metric("mean_corruption_error", "Corrupted images: mCE", "", 2)
-CORRUPTED_CHANGE = Metric("corrupted_change", "Corrupted images: change", "points", 2)
 CLEAN_ACCURACY = Metric("clean_accuracy", "The same images as they are: accuracy", "%", 2)
 ROBUST_ACCURACY = Metric("robust_accuracy_{}", "Attack, {}/255: accuracy", "%", 2)
-MEDIAN_EPSILON = Metric("median_epsilon", "Attack that half of what is right withstands", "of 255")
+MEDIAN_EPSILON = Metric(
+    "median_epsilon", "Attack that half of what is right withstands", "of 255", 2
+)
 TEMPERATURE = Metric("temperature", "Temperature")
 CALIBRATION_ERROR = Metric("calibration_error_{}", "Calibration error, {}", "%", 2)
 LOG_LIKELIHOOD = Metric("negative_log_likelihood_{}", "Negative log-likelihood, {}")
@@ -55,11 +56,14 @@ AUROC = Metric("auroc_{}", "Told from {}: AUROC", "%", 2)
 FALSE_POSITIVES = Metric("false_positives_{}", "Told from {}: FPR at 95 %", "%", 2)
 SET_COVERAGE = Metric("set_coverage_{}", "Sets of classes, {}: coverage", "%", 2)
 SET_SIZE = Metric("set_size_{}", "Sets of classes, {}: size", "", 2)
+EMPTY_SETS = Metric("empty_sets_{}", "Sets of classes, {}: empty", "%", 2)
 SHIFTED_ERROR = Metric(
     "shifted_calibration_error_{}", "Calibration error at severity 5, {}", "%", 2
 )
 DELETION = Metric("deletion_auc_{}", "Deletion, {}: probability")
 INSERTION = Metric("insertion_auc_{}", "Insertion, {}: probability")
+DELETION_GAIN = Metric("deletion_gain", "Deletion: Grad-CAM below random maps")
+INSERTION_GAIN = Metric("insertion_gain", "Insertion: Grad-CAM above random maps")
 POINTING = Metric("pointing_game_{}", "Pointing game, {}")
 OVERLAP = Metric("intersection_over_union_{}", "Intersection over union, {}")
 LIKENESS = Metric("likeness_without_{}", "Likeness of Grad-CAM, shuffled down to {}")
@@ -70,17 +74,10 @@ GATES_AT_MEANS = Metric("gates_at_means_accuracy", "Gates at their means: accura
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured of a network: one value a seed, or the first seed's alone.
-
-    With the interval of their mean, where there is one: over seeds, of one seed over images.
-    """
+    """What was measured of a network."""
 
     metric: Metric
-    values: np.ndarray
-    interval: Interval | None = None
-
-    def mean(self) -> float:
-        return float(self.values.mean())
+    estimate: Estimate
 
 
 def measurements(outcome: NetworkOutcome) -> Iterator[Measurement]:
@@ -93,23 +90,51 @@ def measurements(outcome: NetworkOutcome) -> Iterator[Measurement]:
         measure_heatmaps(outcome.heatmaps),
         measure_gates(outcome.gates),
     ):
-        for metric, value in part:
-            if isinstance(value, Estimate):
-                yield Measurement(metric, value.by_seed, value.interval)
-            else:
-                yield Measurement(metric, np.atleast_1d(np.asarray(value, dtype=float)))
+        for metric, estimate in part:
+            yield Measurement(metric, estimate)
 
 
-Measured = Iterator[tuple[Metric, Estimate | np.ndarray | Sequence[float] | float]]
+@dataclass(frozen=True)
+class Change:
+    """How a measurement differs from the first network's, over other seeds and other images."""
+
+    metric: Metric
+    network: Network
+    interval: Interval
+    p: float
+    p_holm: float  # corrected over all rows of the table, of all networks
+
+
+def changes_from_first(stress: Outcome) -> list[Change]:
+    """Of every measurement that another network and the first have, where it can be tested.
+
+    What was measured once, on images that are not drawn again, has no p.
+    """
+    first, *others = stress.networks
+    of_first = {one.metric.key: one.estimate for one in measurements(first)}
+    found = []
+    for outcome in others:
+        for measurement in measurements(outcome):
+            before = of_first.get(measurement.metric.key)
+            if before is None:
+                continue
+            change = change_of(measurement.estimate, before)
+            if change.error_of_seeds == 0 and change.error_of_images == 0:
+                continue
+            interval = change.interval(1 - stress.level)
+            p = change.p()
+            found.append(Change(measurement.metric, outcome.network, interval, p, p))
+    p_holm = statistics.holm([one.p for one in found], stress.level)
+    return [dataclasses.replace(one, p_holm=p) for one, p in zip(found, p_holm, strict=True)]
+
+
+Measured = Iterator[tuple[Metric, Estimate]]
 
 
 def measure_corruptions(scores: robustness.Scores) -> Measured:
     yield CORRUPTED_ACCURACY, scores.mean_accuracy
     if scores.mean_corruption_error is not None:
         yield CORRUPTION_ERROR, scores.mean_corruption_error
-    if scores.change is not None:
-        change = scores.change.interval
-        yield CORRUPTED_CHANGE, Estimate(np.array([change.value]), change)
     if scores.mean_accuracy_of_extra is not None:
         yield EXTRA_ACCURACY, scores.mean_accuracy_of_extra
 
@@ -117,21 +142,20 @@ def measure_corruptions(scores: robustness.Scores) -> Measured:
 def measure_attacks(scores: attacks.Scores) -> Measured:
     yield CLEAN_ACCURACY, scores.clean
     yield MEDIAN_EPSILON, scores.median_epsilon
-    for k, epsilon in enumerate(scores.epsilons):
+    for epsilon, accuracy in zip(scores.epsilons, scores.robust, strict=True):
         size = f"{epsilon:g}"
-        accuracy = Estimate(scores.robust[:, k], scores.intervals[k])
         yield ROBUST_ACCURACY.at(size.replace(".", "_"), size), accuracy
 
 
 def measure_calibration(scores: calibration.Scores) -> Measured:
     yield TEMPERATURE, scores.temperature
-    for key, label, by_seed in (
+    for key, label, of_logits in (
         ("as_trained", "as trained", scores.as_trained),
         ("scaled", "temperature scaled", scores.scaled),
     ):
-        yield CALIBRATION_ERROR.at(key, label), [one.error for one in by_seed]
-        yield LOG_LIKELIHOOD.at(key, label), [one.negative_log_likelihood for one in by_seed]
-        yield BRIER_SCORE.at(key, label), [one.brier_score for one in by_seed]
+        yield CALIBRATION_ERROR.at(key, label), of_logits.error
+        yield LOG_LIKELIHOOD.at(key, label), of_logits.negative_log_likelihood
+        yield BRIER_SCORE.at(key, label), of_logits.brier_score
 
 
 def measure_doubt(scores: doubt.Scores) -> Measured:
@@ -148,34 +172,38 @@ def measure_doubt(scores: doubt.Scores) -> Measured:
             name_by = f"{name} by {by}"
             yield AUROC.at(key_by, name_by), detection.auroc
             yield FALSE_POSITIVES.at(key_by, name_by), detection.false_positives
-    conformal = scores.conformal
-    yield SET_COVERAGE.at("clean", "clean"), conformal.coverage
-    yield SET_SIZE.at("clean", "clean"), conformal.size
+    yield from measure_sets(scores.conformal, "clean", "clean")
     shift = scores.shift
-    yield SET_COVERAGE.at("severity_5", "severity 5"), shift.set_coverage[-1]
-    yield SET_SIZE.at("severity_5", "severity 5"), shift.set_size[-1]
+    yield from measure_sets(shift.sets[-1], "severity_5", "severity 5")
     yield SHIFTED_ERROR.at("as_trained", "as trained"), shift.error_as_trained[-1]
     yield SHIFTED_ERROR.at("scaled", "temperature scaled"), shift.error_scaled[-1]
 
 
-def measure_heatmaps(scores: heatmaps.Scores) -> Measured:
-    """A curve is measured by the area below it, as by Petsiuk et al."""
-    from sklearn.metrics import auc
+def measure_sets(by_miss: Sequence[doubt.ConformalScores], key: str, label: str) -> Measured:
+    for k, sets in enumerate(by_miss):
+        key_of = f"{key}_{k}"
+        label_of = f"{label}, {100 * (1 - sets.miss):g} %"
+        yield SET_COVERAGE.at(key_of, label_of), sets.coverage
+        yield SET_SIZE.at(key_of, label_of), sets.size
+        yield EMPTY_SETS.at(key_of, label_of), sets.empty
 
+
+def measure_heatmaps(scores: heatmaps.Scores) -> Measured:
     for key, label, maps in (
         ("grad_cam", "Grad-CAM", scores.grad_cam),
         ("random", "random maps", scores.random),
     ):
-        share = np.linspace(0, 1, len(maps.deletion))  # of the pixels
-        yield DELETION.at(key, label), auc(share, maps.deletion)
-        yield INSERTION.at(key, label), auc(share, maps.insertion)
+        yield DELETION.at(key, label), maps.deletion_area
+        yield INSERTION.at(key, label), maps.insertion_area
         if maps.pointing is not None and maps.overlap is not None:
             yield POINTING.at(key, label), maps.pointing
             yield OVERLAP.at(key, label), maps.overlap
+    yield DELETION_GAIN, scores.deletion_gain
+    yield INSERTION_GAIN, scores.insertion_gain
     yield LIKENESS.at("classifier", "classifier"), scores.likeness_without_classifier
     stages = list(enumerate(scores.likeness_without_stage, start=1))
-    for stage, value in reversed(stages):
-        yield LIKENESS.at(f"stage_{stage}", f"stage {stage}"), value
+    for stage, likeness in reversed(stages):
+        yield LIKENESS.at(f"stage_{stage}", f"stage {stage}"), likeness
 
 
 def measure_gates(scores: gates.Scores | None) -> Measured:

@@ -13,12 +13,12 @@ from typing import Any
 
 from lab.machine.device import versions
 from lab.machine.options import UserError, option_of
-from lab.measure import statistics
+from lab.measure import planning, statistics
 from lab.measure.familiar import Familiar
 from lab.measure.models import Network
 from lab.measure.stress import SHARES, Outcome
 from lab.report import sentences
-from lab.report.measurements import measurements
+from lab.report.measurements import changes_from_first, measurements
 from lab.report.results import NetworkResults, Results, SeedResults, named_images
 
 COMPARISON_FILE = "results/comparison.json"
@@ -46,8 +46,9 @@ def plan_from_earlier(
         for network in networks[1:]:
             overall = earlier["compared_with_first"][network.key]["overall"]
             deviation = float(overall["over_seeds"]["planning"]["deviation"])
-            planning = statistics.plan(deviation, seeds, rules)
-            sentence = sentences.say_planning(planning, seeds, rules)
+            known_from = len(overall["by_seed"])
+            planned = planning.plan(deviation, seeds, rules, known_from)
+            sentence = sentences.say_planning(planned, seeds, rules)
             sentences_of_networks.append(
                 f"If {network.title} spreads as in the run before: {sentence}"
             )
@@ -146,6 +147,7 @@ def comparison_record(results: Results) -> dict[str, Any]:
         "verdicts": verdicts,
         "failures": failures_record(results),
         "stress": measured_means(stress),
+        "stress_changes": changes_record(stress),
         "corruptions": corruptions_record(stress, setup.rules.margin),
         "foreign": foreign_record(stress),
         "masking": sentences.say_masking(stress) if stress is not None else "",
@@ -193,6 +195,7 @@ def corruptions_record(stress: Outcome | None, margin: float) -> dict[str, Any]:
         "mean_is_over": sentences.mean_is_over(stress),
         "reference": sentences.corruption_reference(stress),
         "verdicts": sentences.say_corruption(stress, margin),
+        "changes": sentences.say_changes(stress),
         "source": sentences.corruption_source(stress),
         "names": names,
     }
@@ -252,11 +255,25 @@ def measured_means(stress: Outcome | None) -> dict[str, dict[str, float]]:
         means: dict[str, float] = {}
         for measurement in measurements(outcome):
             key = measurement.metric.key
-            means[key] = measurement.mean()
-            if measurement.interval is not None:
-                means[f"{key}_low"] = measurement.interval.low
-                means[f"{key}_high"] = measurement.interval.high
+            interval = measurement.estimate.interval
+            means[key] = interval.value
+            means[f"{key}_low"] = interval.low
+            means[f"{key}_high"] = interval.high
         by_network[outcome.network.key] = means
+    return by_network
+
+
+def changes_record(stress: Outcome | None) -> dict[str, dict[str, Any]]:
+    """Each measurement's change from the first network, by network and metric."""
+    by_network: dict[str, dict[str, Any]] = {}
+    if stress is None:
+        return by_network
+    for change in changes_from_first(stress):
+        by_network.setdefault(change.network.key, {})[change.metric.key] = {
+            **dataclasses.asdict(change.interval),
+            "p": change.p,
+            "p_holm": change.p_holm,
+        }
     return by_network
 
 
@@ -264,7 +281,17 @@ def stress_record(stress: Outcome) -> dict[str, Any]:
     """Every number of the stress tests, by network: the fields of `NetworkOutcome` as they are."""
     record = {}
     for of_network in stress.networks:
-        fields = dataclasses.asdict(of_network)
+        fields = without_draws(dataclasses.asdict(of_network))
         del fields["network"]
         record[of_network.network.key] = fields
     return record
+
+
+def without_draws(value: Any) -> Any:
+    """Nested fields, of estimates their values by seed and their interval alone."""
+    if isinstance(value, dict):
+        left_out = ("drawn", "least_deviation", "least_error") if "drawn" in value else ()
+        return {name: without_draws(inner) for name, inner in value.items() if name not in left_out}
+    if isinstance(value, list | tuple):
+        return [without_draws(inner) for inner in value]
+    return value

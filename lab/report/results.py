@@ -13,13 +13,13 @@ import numpy as np
 
 from lab.data.images import Dataset
 from lab.machine.device import Hardware, Precision
-from lab.measure import familiar, statistics
+from lab.measure import comparison, familiar, statistics
+from lab.measure.comparison import AccuracyIntervals, Comparison
 from lab.measure.evaluation import ByNetwork, Evaluation, correct_by_seed
 from lab.measure.failures import Dossier
 from lab.measure.familiar import Familiar
 from lab.measure.gradcam import ExplainedImage
 from lab.measure.models import EpochLog, LayerCost, Network, layer_costs
-from lab.measure.statistics import AccuracyIntervals, Comparison
 from lab.measure.stress import Chosen, Outcome
 
 
@@ -124,7 +124,7 @@ def network_results(
             NetworkResults(
                 network=first.trained.network,
                 layers=layer_costs(first.trained.model),
-                accuracy=statistics.accuracy_intervals(correct, labels, len(data.classes), rules),
+                accuracy=comparison.accuracy_intervals(correct, labels, len(data.classes), rules),
                 runs=tuple(seed_results(evaluation) for evaluation in evaluations),
                 familiar=familiar.find(first, familiar_share),
             )

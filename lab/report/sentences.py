@@ -13,12 +13,15 @@ import numpy as np
 from lab.machine.options import PROGRAM
 from lab.measure import statistics
 from lab.measure.attributes import Association
+from lab.measure.comparison import Comparison, SeveralSeeds
 from lab.measure.corruptions import BENCHMARK_SIZE, PUBLISHED_ACCURACY
 from lab.measure.failures import Dossier, SureMistakes, Transition, TransitionCounts
 from lab.measure.models import Network
-from lab.measure.statistics import MOST_SEEDS, Comparison, Difference, Planning, Verdict
+from lab.measure.planning import MOST_SEEDS, Planning, SeedCount
+from lab.measure.statistics import Difference, Verdict
 from lab.measure.stress import Outcome
 from lab.measure.suspects import LabelSuspects
+from lab.report.measurements import Change, changes_from_first
 from lab.report.results import Results
 
 
@@ -51,38 +54,41 @@ def say_verdict(comparison: Comparison, classes: Sequence[str], rules: statistic
     difference = overall.difference
     interval = difference.interval
     seeds = len(overall.by_seed)
-    test = f"paired t test over {seeds} seeds"
-    whose = ""
-    if overall.over_seeds is None:
-        test = "exact McNemar test"
-        whose = "As trained here, "
+    test = "McNemar's exact test, margin and interval by Tango's score test"
+    if overall.over_seeds is not None:
+        test = f"paired t test over {seeds} seeds, on these images"
+    corrected = ", Holm-corrected over the networks" if difference.p_holm != difference.p else ""
     numbers = (
         f"{interval.value:+.2f} percentage points, {100 * (1 - rules.level):g} % interval "
-        f"{interval.low:+.2f} to {interval.high:+.2f} ({test}, p = {difference.p:.2g}; against the "
-        f"margin p = {difference.margin_p:.2g})"
+        f"{interval.low:+.2f} to {interval.high:+.2f} ({test}, p = {difference.p_holm:.2g}; "
+        f"against the margin p = {difference.margin_p_holm:.2g}{corrected}). The smallest margin "
+        f"within which they are shown to be equivalent is {difference.smallest_margin():.2f} points"
     )
     if overall.over_seeds is None:
         caution = "One seed can't speak for the architecture."
     else:
-        caution = say_planning(overall.over_seeds.planning, seeds, rules)
+        caution = say_seeds(overall.over_seeds, seeds, rules)
     better = classes_with(Verdict.BETTER, comparison, classes)
     worse = classes_with(Verdict.WORSE, comparison, classes)
     equivalent = classes_with(Verdict.EQUIVALENT, comparison, classes)
-    verdict = name_verdict(difference, comparison.network, comparison.first, rules.margin)
+    verdict = name_verdict(difference, comparison.network, comparison.first, rules.margin, seeds)
     return (
-        f"{whose}{verdict}: {numbers}. {caution} By class, Holm-corrected: better on {better}; "
+        f"{verdict}: {numbers}. {caution} By class, Holm-corrected: better on {better}; "
         f"worse on {worse}; equivalent on {equivalent}."
     )
 
 
-def name_verdict(difference: Difference, network: Network, first: Network, margin: float) -> str:
-    """The verdict as a clause."""
-    this = f"{network.title} CNN"
+def name_verdict(
+    difference: Difference, network: Network, first: Network, margin: float, seeds: int
+) -> str:
+    """The verdict as a clause; with one seed it is on two trained networks alone."""
+    whose = " as trained here" if seeds == 1 else ""
+    this = f"{network.title} CNN{whose}"
     other = f"{first.title} CNN"
     if difference.verdict is Verdict.UNDECIDED:
         return (
-            f"{this} is undecided against {other}, neither better nor worse nor equivalent within "
-            f"{margin:g} points"
+            f"{this} is undecided against {other}: neither a difference is shown nor that there is "
+            f"none of {margin:g} points"
         )
     if difference.verdict is Verdict.EQUIVALENT:
         return f"{this} is equivalent to {other} within {margin:g} points"
@@ -90,17 +96,53 @@ def name_verdict(difference: Difference, network: Network, first: Network, margi
     return f"{this} is {difference.verdict} than {other}{less}"
 
 
+def say_seeds(found: SeveralSeeds, seeds: int, rules: statistics.Settings) -> str:
+    """What several seeds tell beside the verdict."""
+    both = found.interval_over_seeds_and_images
+    quality = found.spread.of_quality
+    likely = []
+    for posterior in found.posteriors:
+        likely.append(f"{posterior.probability:.3g} below {posterior.bound:g}")
+    sentences = [
+        f"For other images as well as other seeds the interval is {both.low:+.2f} to "
+        f"{both.high:+.2f}.",
+        f"The effect is {found.effect_size:+.2f} standard deviations from seed to seed; that of "
+        f"quality alone is {quality.value:.2f} points ({quality.low:.2f} to {quality.high:.2f}).",
+        say_planning(found.planning, seeds, rules),
+    ]
+    if rules.margin > 0:
+        sentences.insert(
+            1,
+            f"After these seeds the probability of a difference {join_with_and(likely)} points is "
+            "that of a Bayesian t test with a flat prior.",
+        )
+    return " ".join(sentences)
+
+
 def say_planning(planning: Planning, seeds: int, rules: statistics.Settings) -> str:
     """What so many seeds can show, in words."""
-    deciding = f"More than {MOST_SEEDS:,} seeds"
-    if planning.deciding_seeds is not None:
-        deciding = f"{planning.deciding_seeds} seeds"
-    return (
+    sentence = (
         f"{seeds} seeds detect a difference of {planning.detectable_difference:.2f} points "
         f"{100 * rules.power:g} % of the time, and would as often show that networks without "
-        f"one are equivalent within {planning.provable_margin:.2f}. {deciding} would do both for "
-        f"{rules.margin:g} points."
+        f"one are equivalent within {planning.provable_margin:.2f}."
     )
+    if planning.deciding is None:
+        return sentence
+    return (
+        f"{sentence} {say_count(planning.deciding)} would do both for {rules.margin:g} points, as "
+        "far as these seeds tell their spread."
+    )
+
+
+def say_count(count: SeedCount) -> str:
+    """How many seeds would decide, with its range."""
+    more = f"more than {MOST_SEEDS:,}"
+    likeliest = more if count.seeds is None else f"{count.seeds}"
+    fewest = more if count.fewest is None else f"{count.fewest}"
+    most = more if count.most is None else f"{count.most}"
+    if fewest == most:
+        return f"{likeliest[0].upper()}{likeliest[1:]} seeds"
+    return f"{likeliest[0].upper()}{likeliest[1:]} seeds ({fewest} to {most})"
 
 
 def count_style(seeds: int) -> str:
@@ -128,10 +170,11 @@ def say_transitions(counts: TransitionCounts) -> str:
 
 
 def say_sureness(mistakes: Sequence[SureMistakes], level: float) -> list[str]:
-    """Where a network makes fewer mistakes of high confidence without being better, or more.
+    """Where the temperature takes away what made one network's mistakes surer than another's.
 
-    One that is less sure of everything makes fewer of them without knowing more: dividing the
-    logits by the temperature takes that away. Said once a network, of its largest change.
+    One that is less sure of everything makes fewer of high confidence without knowing more: dividing
+    the logits by the temperature takes that away. Said once a network, of its largest change, where
+    the change as trained, and what is taken of it, are both beyond chance.
     """
     first, *others = mistakes
     style = count_style(len(first.as_trained))
@@ -139,18 +182,18 @@ def say_sureness(mistakes: Sequence[SureMistakes], level: float) -> list[str]:
     for other in others:
         changes = other.as_trained.mean(0) - first.as_trained.mean(0)
         for k in np.argsort(-np.abs(changes), kind="stable").tolist():
-            if other.p_as_trained[k] >= level or other.p_scaled[k] < level:
+            if max(other.p_as_trained[k], other.p_of_scaling[k]) >= level:
                 continue
             fewer = changes[k] < 0
-            what = "less sure, not better" if fewer else "surer, not worse"
             as_trained = [format(one.as_trained[:, k].mean(), style) for one in (other, first)]
             scaled = [format(one.scaled[:, k].mean(), style) for one in (other, first)]
             sentences.append(
                 f"At {other.levels[k]:g} % confidence {other.network.title} makes "
                 f"{'fewer' if fewer else 'more'} mistakes than {first.network.title} as trained "
-                f"({' and '.join(as_trained)}, p = {other.p_as_trained[k]:.2g}), and no difference "
-                f"is found once the temperature is scaled ({' and '.join(scaled)}, p = "
-                f"{other.p_scaled[k]:.2g}): as far as this tells, it is {what}."
+                f"({' and '.join(as_trained)}, p = {other.p_as_trained[k]:.2g}); scaling the "
+                f"temperature changes that (to {' and '.join(scaled)}; p = "
+                f"{other.p_of_scaling[k]:.2g} of no such change, p = {other.p_scaled[k]:.2g} of no "
+                "difference afterwards)."
             )
             break
     return sentences
@@ -202,7 +245,8 @@ def say_suspects(
         same_verdict = difference.verdict is before.verdict
         same_size = difference.is_within_margin == before.is_within_margin
         stands = "The verdict stands" if same_verdict and same_size else "The verdict changes"
-        verdict = name_verdict(difference, comparison.network, comparison.first, margin)
+        seeds = len(comparison.overall.by_seed)
+        verdict = name_verdict(difference, comparison.network, comparison.first, margin, seeds)
         interval = difference.interval
         sentences.append(
             f"{stands}: {verdict} ({interval.value:+.2f} points, {interval.low:+.2f} to "
@@ -242,7 +286,57 @@ def say_stress(stress: Outcome, margin: float) -> list[str]:
         f"{mean_is_over(stress)}, extra ones apart.",
         corruption_reference(stress),
     ]
-    return [" ".join(filter(None, about_corruptions)), say_masking(stress)]
+    return [
+        say_changes(stress),
+        " ".join(filter(None, about_corruptions)),
+        say_masking(stress),
+        say_gates(stress),
+    ]
+
+
+def say_changes(stress: Outcome) -> str:
+    """Which numbers of the table differ from the first network's beyond chance."""
+    changes = changes_from_first(stress)
+    if not changes:
+        return ""
+    first = stress.networks[0].network.title
+    surviving = [say_change(one) for one in changes if one.p_holm < stress.level]
+    rows = f"Of {len(changes)} differences from {first} in the table"
+    if not surviving:
+        return f"{rows}, none is beyond chance (Holm-corrected over all of them)."
+    return (
+        f"{rows}, Holm-corrected over all of them, these are beyond chance: {'; '.join(surviving)}."
+    )
+
+
+def say_change(change: Change) -> str:
+    """One row of the table that differs."""
+    style = f"+.{change.metric.digits}f"
+    value, low, high = (
+        format(x, style) for x in (change.interval.value, change.interval.low, change.interval.high)
+    )
+    return (
+        f"{change.metric.title()}, {change.network.title}: {value} ({low} to {high}, "
+        f"p = {change.p_holm:.2g})"
+    )
+
+
+def say_gates(stress: Outcome) -> str:
+    """What is lost when gates no longer answer to the image; "" where no network has any."""
+    sentences = []
+    for one in stress.networks:
+        if one.gates is None:
+            continue
+        difference = one.gates.change
+        interval = difference.interval
+        sentences.append(
+            f"With all of {one.network.title}'s gates held at their means, accuracy is "
+            f"{one.gates.accuracy_at_means.mean():.2f} % in place of "
+            f"{one.gates.accuracy_as_learnt.mean():.2f} %: that the gates answer to the image is "
+            f"worth {interval.value:+.2f} points to the trained network ({interval.low:+.2f} to "
+            f"{interval.high:+.2f}, p = {difference.p:.2g})."
+        )
+    return " ".join(sentences)
 
 
 def corruption_source(stress: Outcome) -> str:
@@ -270,15 +364,16 @@ def corruption_reference(stress: Outcome) -> str:
 def say_corruption(stress: Outcome, margin: float) -> str:
     """The verdicts on the mean over the benchmark's corruptions."""
     first = stress.networks[0].network
+    seeds = len(stress.networks[0].corruptions.accuracy)
     sentences = []
     for one in stress.networks:
         change = one.corruptions.change
         if change is not None:
             interval = change.interval
             sentences.append(
-                f"Under corruption, {name_verdict(change, one.network, first, margin)}: "
+                f"Under corruption, {name_verdict(change, one.network, first, margin, seeds)}: "
                 f"{interval.value:+.2f} points, {interval.low:+.2f} to {interval.high:+.2f} (p = "
-                f"{change.p:.2g}; against the margin p = {change.margin_p:.2g})."
+                f"{change.p_holm:.2g}; against the margin p = {change.margin_p_holm:.2g})."
             )
     return " ".join(sentences)
 

@@ -19,7 +19,7 @@ from lab.measure.failures import Dossier, Transition
 from lab.measure.statistics import Interval
 from lab.measure.stress import Outcome
 from lab.report import sentences
-from lab.report.measurements import Metric, measurements
+from lab.report.measurements import Change, Metric, changes_from_first, measurements
 from lab.report.results import Results
 
 
@@ -122,10 +122,21 @@ def stress_table(stress: Outcome) -> Table:
     formats = [f".{metric.digits}f" for metric in metrics.values()]
     table = Table("Stress test", [metric.title() for metric in metrics.values()])
     for title, of_network in measured.items():
-        shown: dict[str, Interval | float] = {}
-        for measurement in of_network:
-            shown[measurement.metric.key] = measurement.interval or measurement.mean()
+        shown = {one.metric.key: one.estimate.interval for one in of_network}
         table.columns.append(Column(title, [shown.get(key) for key in metrics], formats))
+    changes: dict[str, dict[str, Change]] = {}
+    for change in changes_from_first(stress):
+        changes.setdefault(change.network.title, {})[change.metric.key] = change
+    signed = [f"+{style}" for style in formats]
+    for title, of_network in changes.items():
+        intervals = []
+        ps = []
+        for key in metrics:
+            change = of_network.get(key)
+            intervals.append(None if change is None else change.interval)
+            ps.append(None if change is None else change.p_holm)
+        table.columns.append(Column("change", intervals, signed, title))
+        table.columns.append(Column("p (Holm)", ps, [".2g"] * len(ps), title))
     return table
 
 

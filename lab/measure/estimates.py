@@ -1,0 +1,149 @@
+"""Numbers of any kind, of each seed, with the interval of their mean.
+
+In comes what is known of each image, by seed, and how a number is made of it; out come estimates,
+whose changes from one network to another can be tested.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lab.measure.statistics import Interval, SeedsAndImages, Settings, clipped
+
+PERCENT = (0.0, 100.0)
+ANY = (-math.inf, math.inf)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number of each seed, and the interval of its mean: of other seeds, and of other images.
+
+    `drawn` are the numbers with the images drawn again, the same ones for every network and seed
+    where the images are the same.
+    """
+
+    by_seed: np.ndarray  # float64 [seeds]
+    drawn: np.ndarray  # float64 [resamples, seeds]
+    interval: Interval
+    least_deviation: float = 0.0  # of seeds, from rounding to an image
+    least_error: float = 0.0  # of the images
+
+    def mean(self) -> float:
+        return float(self.by_seed.mean())
+
+
+def estimate(
+    statistic: Callable[..., float],
+    by_seed: Sequence[Sequence[np.ndarray]],
+    settings: Settings,
+    seed: int,
+    groups: np.ndarray | None = None,
+    between: tuple[float, float] = ANY,
+) -> Estimate:
+    """The `statistic` of each seed's arrays, and the interval of its mean.
+
+    A seed's arrays [N, …] are the statistic's arguments, and hold something of the same N images.
+    Where images are of several kinds, `groups` [N] names each one's, and each kind is drawn again
+    apart. No interval reaches beyond what lies `between`.
+    """
+    images = len(by_seed[0][0])
+    members = [np.arange(images)]
+    if groups is not None:
+        members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(settings.score_resamples):
+        index = np.concatenate([one[rng.integers(0, len(one), len(one))] for one in members])
+        drawn.append([statistic(*(array[index] for array in arrays)) for arrays in by_seed])
+    values = np.array([statistic(*arrays) for arrays in by_seed])
+    return with_interval(Estimate(values, np.array(drawn), UNKNOWN), settings, between)
+
+
+def estimate_mean(
+    by_seed: Sequence[np.ndarray],
+    settings: Settings,
+    seed: int,
+    of_one_image: float = 0.0,
+    of_means: Callable[[np.ndarray], float] = float,
+    between: tuple[float, float] = ANY,
+) -> Estimate:
+    """The mean over images, or what `of_means` makes of means: as `estimate`, and fast.
+
+    A seed's array [N, …] holds something of the same N images; `of_means` gets the mean [...] of
+    that. `of_one_image` is what a single image counts in N times it; 0 if that can be any value.
+    """
+    images = len(by_seed[0])
+    counts = drawn_counts(images, settings.score_resamples, seed)
+    values = []
+    drawn = []
+    for of_seed in by_seed:
+        values.append(of_means(of_seed.mean(0)))
+        means = (counts @ of_seed.reshape(images, -1)).reshape(-1, *of_seed.shape[1:]) / images
+        drawn.append([of_means(mean) for mean in means])
+    unit = of_one_image / images
+    found = Estimate(
+        by_seed=np.array(values),
+        drawn=np.array(drawn).T,
+        interval=UNKNOWN,
+        least_deviation=unit / math.sqrt(12),  # see statistics.t_test
+        least_error=unit * math.sqrt(2),  # see MeanSquares.error_of_images
+    )
+    return with_interval(found, settings, between)
+
+
+def estimate_by_seed(values: np.ndarray, settings: Settings) -> Estimate:
+    """Of numbers [seeds] that images are not drawn again for: of other seeds alone."""
+    values = np.asarray(values, dtype=float)
+    drawn = np.broadcast_to(values, (settings.score_resamples, len(values)))
+    return with_interval(Estimate(values, drawn, UNKNOWN), settings, ANY)
+
+
+UNKNOWN = Interval(math.nan, math.nan, math.nan)
+
+
+def with_interval(estimate: Estimate, settings: Settings, between: tuple[float, float]) -> Estimate:
+    """The estimate with its interval."""
+    interval = certainty_of(estimate).interval(1 - settings.level)
+    return dataclasses.replace(estimate, interval=clipped(interval, *between))
+
+
+@functools.lru_cache(maxsize=4)
+def drawn_counts(images: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each image is drawn, in each of many draws: float64 [resamples, images]."""
+    rng = np.random.default_rng(seed)
+    counts = [
+        np.bincount(rng.integers(0, images, images), minlength=images) for _ in range(resamples)
+    ]
+    return np.array(counts, dtype=float)
+
+
+def change_of(estimate: Estimate, first: Estimate) -> SeedsAndImages:
+    """From one network's number to another's, of the same seeds and images."""
+    change = dataclasses.replace(
+        estimate, by_seed=estimate.by_seed - first.by_seed, drawn=estimate.drawn - first.drawn
+    )
+    return certainty_of(change)
+
+
+def certainty_of(estimate: Estimate) -> SeedsAndImages:
+    """From how much its numbers vary from seed to seed, and as images are drawn again.
+
+    What images do to all seeds alike is their error; what they do to each apart is in the spread of
+    the seeds already.
+    """
+    seeds = len(estimate.by_seed)
+    covariance = np.atleast_2d(np.cov(estimate.drawn.T))
+    common = float(covariance[0, 0])
+    of_seeds = 0.0
+    if seeds > 1:
+        common = float((covariance.sum() - covariance.trace()) / (seeds * (seeds - 1)))
+        deviation = max(float(estimate.by_seed.std(ddof=1)), estimate.least_deviation)
+        of_seeds = deviation / math.sqrt(seeds)
+    of_images = math.sqrt(max(0.0, common) + estimate.least_error**2)
+    return SeedsAndImages(estimate.mean(), of_seeds, seeds - 1, of_images)
