@@ -77,7 +77,7 @@ try:
     )
     from lab.machine.parallel import in_parallel
     from lab.machine.recorder import Recorder, Step
-    from lab.measure import comparison, corruptions, failures, gradcam, statistics, stress
+    from lab.measure import comparison, corruptions, failures, gradcam, looks, statistics, stress
     from lab.measure.evaluation import evaluate_all, logits_of
     from lab.measure.models import (
         RANDOMNESS,
@@ -1001,20 +1001,24 @@ def measure(
     """
     from lab.report import figures, writer  # pandas and seaborn, for which --help need not wait
 
-    rules = settings.rules
+    seeds = settings.all_seeds()
+    earlier = records.earlier_looks(settings.output(), comparable_recipe(settings), NETWORKS)
+    taken = looks.take(earlier, seeds, settings.rules.level)
+    rules = replace(settings.rules, level=looks.level_of(taken, seeds, settings.rules.level))
     seed = settings.recipe.seed
     files = ResultFiles(settings.output())
     with watch.phase("evaluation"):
         by_network = evaluate_all(trained, data, hardware)
         chosen = choose_images(settings, data)
         results = Results(
-            setup=describe_setup(settings),
+            setup=describe_setup(settings, rules),
             hardware=hardware,
             dataset=data.title,
             classes=data.classes,
             images=count_images(data, chosen, seed),
             networks=network_results(by_network, data, rules, settings.familiar_share),
             seconds=watch.seconds,
+            looks=tuple(taken),
         )
     writer.write_numbers(results, files)
 
@@ -1058,8 +1062,7 @@ def announce(settings: Settings, hardware: Hardware) -> None:
     for line in records.say_what_is_replaced(folder, settings_by_flag(settings)):
         print(line)
     if settings.seeds > 1:
-        recipe = settings.recipe.record()
-        del recipe["seed"]
+        recipe = comparable_recipe(settings)
         for sentence in records.plan_from_earlier(
             folder, recipe, NETWORKS, settings.seeds, settings.rules
         ):
@@ -1077,8 +1080,15 @@ def choose_images(settings: Settings, data: Dataset) -> stress.Chosen:
     )
 
 
-def describe_setup(settings: Settings) -> Setup:
-    """The settings, as far as the report tells of them."""
+def comparable_recipe(settings: Settings) -> dict[str, object]:
+    """What trainings have in common whose seeds can be looked at together."""
+    recipe = settings.recipe.record()
+    del recipe["seed"]
+    return recipe
+
+
+def describe_setup(settings: Settings, rules: statistics.Settings) -> Setup:
+    """The settings, as far as the report tells of them, with the rules of this look."""
     options = settings_by_flag(settings)
     for place in PLACES:
         del options[place]
@@ -1088,7 +1098,7 @@ def describe_setup(settings: Settings) -> Setup:
         seeds=settings.all_seeds(),
         epochs=settings.recipe.epochs,
         stages=len(settings.recipe.widths),
-        rules=settings.rules,
+        rules=rules,
         sure_levels=settings.failures.sure_levels,
         suspect_images=settings.failures.suspect_images,
     )

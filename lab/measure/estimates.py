@@ -66,7 +66,7 @@ def estimate(
 
 
 def estimate_mean(
-    by_seed: Sequence[np.ndarray],
+    by_seed: Sequence[np.ndarray] | np.ndarray,
     settings: Settings,
     seed: int,
     of_one_image: float = 0.0,

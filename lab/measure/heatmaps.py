@@ -1,8 +1,8 @@
 """What Grad-CAM's heatmaps are worth.
 
-In come trained models and images; out come deletion and insertion curves beside those of random maps, how
-like itself Grad-CAM stays as the network's weights are shuffled, and, where the objects' masks are
-known, how well it points at them.
+In come trained models and images; out come deletion and insertion curves beside those of random
+maps, how like itself Grad-CAM stays as the network's weights are shuffled, and, where the objects'
+masks are known, how well it points at them.
 """
 
 from __future__ import annotations
@@ -134,18 +134,15 @@ def study(
 
 def score_maps(by_seed: Sequence[TriedMaps], rules: statistics.Settings, seed: int) -> MapScores:
     """Scores of one kind of heatmap."""
-    pointing = None
-    overlap = None
-    if by_seed[0].pointing is not None and by_seed[0].overlap is not None:
-        pointing = estimate_mean([one.pointing for one in by_seed], rules, seed, 1, between=(0, 1))
-        overlap = estimate_mean([one.overlap for one in by_seed], rules, seed, between=(0, 1))
+    pointing = [one.pointing for one in by_seed if one.pointing is not None]
+    overlap = [one.overlap for one in by_seed if one.overlap is not None]
     return MapScores(
         deletion=np.mean([one.deletion.mean(0) for one in by_seed], axis=0),
         insertion=np.mean([one.insertion.mean(0) for one in by_seed], axis=0),
         deletion_area=estimate_mean([one.deletion_area() for one in by_seed], rules, seed),
         insertion_area=estimate_mean([one.insertion_area() for one in by_seed], rules, seed),
-        pointing=pointing,
-        overlap=overlap,
+        pointing=estimate_mean(pointing, rules, seed, 1, between=(0, 1)) if pointing else None,
+        overlap=estimate_mean(overlap, rules, seed, between=(0, 1)) if overlap else None,
     )
 
 

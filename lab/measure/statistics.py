@@ -1,7 +1,7 @@
 """Differences and how sure they are: intervals, tests, and a verdict by rule.
 
-In come arrays of right and wrong, or of any number by seed and image. Out come means with intervals,
-p-values with Holm's correction, and verdicts.
+In come arrays of right and wrong, or of any number by seed and image. Out come means with
+intervals, p-values with Holm's correction, and verdicts.
 
 Seeds and images are both few. A t test over seeds speaks of other seeds on these images; with one
 seed, a test over images speaks of these weights on other images; `SeedsAndImages` of both.

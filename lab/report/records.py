@@ -15,6 +15,7 @@ from lab.machine.device import versions
 from lab.machine.options import UserError, option_of
 from lab.measure import planning, statistics
 from lab.measure.familiar import Familiar
+from lab.measure.looks import Look
 from lab.measure.models import Network
 from lab.measure.stress import SHARES, Outcome
 from lab.report import sentences
@@ -55,6 +56,28 @@ def plan_from_earlier(
     except (OSError, ValueError, KeyError, TypeError):  # there is none, or of one seed
         return []
     return sentences_of_networks
+
+
+def earlier_looks(
+    folder: Path, recipe: Mapping[str, object], networks: Sequence[Network]
+) -> list[Look]:
+    """How often networks of this recipe have been compared over several seeds in this folder.
+
+    `recipe` is its settings by option. None where there are no results, or they are damaged.
+    """
+    try:
+        earlier = json.loads((folder / COMPARISON_FILE).read_text(encoding="utf-8"))
+        if list(earlier["networks"]) != [network.key for network in networks]:
+            return []
+        for name, value in recipe.items():
+            if earlier["settings"][name] != value:
+                return []
+        looks = []
+        for look in earlier["looks"]:
+            looks.append(Look(tuple(look["seeds"]), float(look["level"])))
+        return looks
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def say_what_is_replaced(folder: Path, options: Mapping[str, object]) -> list[str]:
@@ -151,6 +174,7 @@ def comparison_record(results: Results) -> dict[str, Any]:
         "corruptions": corruptions_record(stress, setup.rules.margin),
         "foreign": foreign_record(stress),
         "masking": sentences.say_masking(stress) if stress is not None else "",
+        "looks": [dataclasses.asdict(look) for look in results.looks],
         "seconds": results.seconds,
         "failed": results.failed,
     }

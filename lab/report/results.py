@@ -19,6 +19,7 @@ from lab.measure.evaluation import ByNetwork, Evaluation, correct_by_seed
 from lab.measure.failures import Dossier
 from lab.measure.familiar import Familiar
 from lab.measure.gradcam import ExplainedImage
+from lab.measure.looks import Look
 from lab.measure.models import EpochLog, LayerCost, Network, layer_costs
 from lab.measure.stress import Chosen, Outcome
 
@@ -91,6 +92,7 @@ class Results:
     images: ImageCounts
     networks: tuple[NetworkResults, ...]
     seconds: Mapping[str, float]  # by phase
+    looks: tuple[Look, ...] = ()  # at networks of this recipe in this folder, this one's last
     # What a part that has not been done, or has failed, would add
     comparisons: tuple[Comparison, ...] = ()
     explained: tuple[ExplainedImage, ...] = ()

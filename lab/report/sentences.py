@@ -33,6 +33,21 @@ def say_verdicts(results: Results) -> list[str]:
     return verdicts
 
 
+def say_looks(results: Results) -> str:
+    """That this is not the first look, and what that costs; "" where it is."""
+    seeds = tuple(results.setup.seeds)
+    places = [k for k, look in enumerate(results.looks) if look.seeds == seeds]
+    if not places or places[0] == 0:
+        return ""
+    before = [f"{len(look.seeds)}" for look in results.looks[: places[0]]]
+    return (
+        f"This is look {places[0] + 1} at these networks, after one at {join_with_and(before)} "
+        f"seeds. Looking until something is decided finds what is not there, so that this one's "
+        f"tests have a level of {results.setup.rules.level:.2g} each. The number of seeds had "
+        "better be fixed beforehand."
+    )
+
+
 def join_with_and(words: Sequence[str]) -> str:
     """As in a sentence: "a", "a and b", "a, b and c"."""
     *most, last = words
@@ -172,9 +187,9 @@ def say_transitions(counts: TransitionCounts) -> str:
 def say_sureness(mistakes: Sequence[SureMistakes], level: float) -> list[str]:
     """Where the temperature takes away what made one network's mistakes surer than another's.
 
-    One that is less sure of everything makes fewer of high confidence without knowing more: dividing
-    the logits by the temperature takes that away. Said once a network, of its largest change, where
-    the change as trained, and what is taken of it, are both beyond chance.
+    One that is less sure of everything makes fewer of high confidence without knowing more:
+    dividing the logits by the temperature takes that away. Said once a network, of its largest
+    change, where the change as trained, and what is taken of it, are both beyond chance.
     """
     first, *others = mistakes
     style = count_style(len(first.as_trained))

@@ -124,17 +124,13 @@ def stress_table(stress: Outcome) -> Table:
     for title, of_network in measured.items():
         shown = {one.metric.key: one.estimate.interval for one in of_network}
         table.columns.append(Column(title, [shown.get(key) for key in metrics], formats))
-    changes: dict[str, dict[str, Change]] = {}
+    by_network: dict[str, dict[str, Change]] = {}
     for change in changes_from_first(stress):
-        changes.setdefault(change.network.title, {})[change.metric.key] = change
+        by_network.setdefault(change.network.title, {})[change.metric.key] = change
     signed = [f"+{style}" for style in formats]
-    for title, of_network in changes.items():
-        intervals = []
-        ps = []
-        for key in metrics:
-            change = of_network.get(key)
-            intervals.append(None if change is None else change.interval)
-            ps.append(None if change is None else change.p_holm)
+    for title, changes in by_network.items():
+        intervals = [changes[key].interval if key in changes else None for key in metrics]
+        ps = [changes[key].p_holm if key in changes else None for key in metrics]
         table.columns.append(Column("change", intervals, signed, title))
         table.columns.append(Column("p (Holm)", ps, [".2g"] * len(ps), title))
     return table

@@ -58,6 +58,7 @@ def summary_parts(results: Results) -> Iterator[SummaryPart]:
         "Does it help?",
         [
             *sentences.say_verdicts(results),
+            sentences.say_looks(results),
             f"Test accuracy in percent on {results.images.test:,} images, after "
             f"{setup.epochs} epochs, {seeds}, on {results.hardware.description} in "
             f"{results.hardware.precision}:",
