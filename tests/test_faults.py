@@ -53,7 +53,7 @@ def hurried():  # of each test, so that what others share is made as ever
 BATCHES = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch", "batches.meta"]
 
 
-BRIEF = ("--gradcam-images", "1", "--resamples", "100")  # little to do after the training
+BRIEF = ("--gradcam-images", "1")  # little to do after the training
 
 
 def start(output, *more, **how):
@@ -365,7 +365,7 @@ def damaged(content, other, rng):
     return bytes(changed), kind
 
 
-HALF = ("--epochs", "4", "--resamples", "100")
+HALF = ("--epochs", "4")
 
 
 @pytest.fixture(scope="module")

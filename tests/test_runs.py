@@ -251,7 +251,7 @@ def test_swapped_weights_are_refused(made_tiny_run, tmp_path):
 def test_a_run_on_real_cifar10(cifar10_dir, tmp_path, monkeypatch):
     """And once more, of the same weights, on corruptions that someone else has made."""
     small = ["--data-dir", cifar10_dir, "--output-dir", str(tmp_path), "--epochs", "1", *STRESS]
-    small += ["--stem", "4", "--widths", "8", "16", "32", "--resamples", "100"]
+    small += ["--stem", "4", "--widths", "8", "16", "32"]
     main.main(small)
     assert_promised_files(tmp_path, drawn=True)
     found = comparison(tmp_path)
@@ -340,7 +340,7 @@ def test_a_part_that_fails_takes_nothing_with_it(tiny_run, tmp_path, monkeypatch
 
     module, name = PARTS[part]
     monkeypatch.setattr(module, name, fail)
-    quick = ["--stress", "quick", "--resamples", "100", "--score-resamples", "20"]
+    quick = ["--stress", "quick", "--score-resamples", "20"]
     with pytest.raises(TypeError, match="this is planted"):
         main.main(tiny(tmp_path / "run", *STRESS, *quick))
     found = comparison(tmp_path / "run")
@@ -367,7 +367,7 @@ def test_a_kill_loses_none_of_the_parts_before(tiny_run, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(*PARTS[part], killed)
     with pytest.raises(SystemExit):
-        main.main(tiny(tmp_path / "run", *STRESS, "--resamples", "100"))
+        main.main(tiny(tmp_path / "run", *STRESS))
     found = comparison(tmp_path / "run")
     assert found["verdicts"] and bool(found["failures"]) == (part == "stress")
 

@@ -16,7 +16,7 @@ from lab.machine import console
 from lab.machine.options import UserError
 
 FP32 = ("--precision", "fp32")  # else it is measured, which takes seconds
-BRIEF = (*FP32, "--gradcam-images", "1", "--resamples", "100")
+BRIEF = (*FP32, "--gradcam-images", "1")
 
 FULL = [
     torch.OutOfMemoryError("CUDA out of memory"),

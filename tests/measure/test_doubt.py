@@ -1,6 +1,5 @@
 """Doubt: risks, foreign images and sets of classes, counted or against scikit-learn."""
 
-import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -83,9 +82,8 @@ def test_sets_of_classes_hold_the_true_one_as_often_as_they_should():
         labels = torch.randint(0, 10, (600,), generator=generator)
         logits[torch.arange(600), labels] += 2 * torch.rand(600, generator=generator)
         least = doubt.least_probability(logits[:300], labels[:300], 0.1)
-        inside, sizes = doubt.prediction_sets(logits[300:], labels[300:], least)
-        held.append(inside.mean())
-        assert sizes.min() >= 0 and sizes.max() <= 10
+        inside = logits[300:].softmax(1).double() >= least
+        held.append(100 * inside[torch.arange(300), labels[300:]].double().mean().item())
     error = np.std(held) / np.sqrt(200)
     assert 90 - 3 * error <= np.mean(held) <= 90 + 100 / 301 + 3 * error
     assert doubt.least_probability(logits[:5], labels[:5], 0.1) == 0  # too few to leave any out
@@ -95,46 +93,63 @@ def test_coverage_on_test_images_is_within_its_interval(trained, stressed):
     """Which validation images a network has is chance too: the coverage's law is beta-binomial."""
     _, _, data, _ = trained
     held_out = len(data.splits[42].validation)
-    rank = math.ceil(0.9 * (held_out + 1))
     for one in stressed.values():
-        conformal = one.doubt.conformal
-        low, high = scipy.stats.betabinom.interval(0.999, 400, rank, held_out + 1 - rank)
-        assert low <= conformal.coverage.by_seed[0] * 4 <= high
-        assert 0.5 < conformal.size.by_seed[0] < 10
+        assert [sets.miss for sets in one.doubt.conformal] == [0.05, 0.01]
+        for sets in one.doubt.conformal:
+            rank = math.ceil((1 - sets.miss) * (held_out + 1))
+            low, high = scipy.stats.betabinom.interval(0.999, 400, rank, held_out + 1 - rank)
+            assert low <= sets.coverage.mean() * 4 <= high
+            assert 0.5 < sets.size.mean() < 10
+            assert sets.size.mean() + sets.empty.mean() / 100 >= 1
 
 
 def test_corrupted_images_are_counted_by_severity(stressed):
     for one in stressed.values():
         shift = one.doubt.shift
-        for field in dataclasses.fields(shift):
-            for found in getattr(shift, field.name):
+        for by_severity in (
+            shift.error_as_trained, shift.error_scaled,
+            shift.likelihood_as_trained, shift.likelihood_scaled,
+        ):  # fmt: skip
+            for found in by_severity:
                 assert found.interval.low < found.by_seed[0] < found.interval.high
-        first, *_, last = shift.set_coverage
+        first, *_, last = (sets[0].coverage for sets in shift.sets)
         assert last.interval.high < first.interval.low
         first, *_, last = shift.likelihood_as_trained
         assert last.interval.low > first.interval.high
 
 
-def test_calibration_under_shift_is_that_of_all_corruptions_together():
+def test_calibration_under_shift_is_the_mean_over_corruptions():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3, 5, 40, 10, generator=generator)
     labels = torch.arange(40) % 10
-    found = doubt.study_shift(logits, labels, [2.0, 0.5], [0.05, 0.2], 15, RULES, 42)
+    settings = doubt.Settings(conformal_misses=(0.1,))
+    limits = [[0.05], [0.2]]
+    found = doubt.study_shift(logits, labels, [2.0, 0.5], limits, settings, RULES, 42)
     for seed, temperature, least in ((0, 2.0, 0.05), (1, 0.5, 0.2)):
-        together = torch.cat([logits[seed, k, 3] for k in range(3)])
-        truth = torch.cat([labels] * 3)
-        expected = calibration.calibrate(together / temperature, truth, 15)
-        assert found.error_scaled[3].by_seed[seed] == pytest.approx(expected.error)
-        assert found.likelihood_scaled[3].by_seed[seed] == pytest.approx(
-            expected.negative_log_likelihood
-        )
-        chance = together.softmax(1)
-        inside = chance[torch.arange(120), truth] >= least
-        assert found.set_coverage[3].by_seed[seed] == pytest.approx(
-            100 * inside.double().mean().item()
-        )
-        sizes = (chance >= least).sum(1).double()
-        assert found.set_size[3].by_seed[seed] == pytest.approx(sizes.mean().item())
+        of_seed = logits[seed, :, 3].double()
+        each = []
+        for one in of_seed:
+            scores = calibration.score([one / temperature], labels, 15, RULES, 42)
+            each.append((scores.error.mean(), scores.negative_log_likelihood.mean()))
+        error, likelihood = np.mean(each, axis=0)
+        assert found.error_scaled[3].by_seed[seed] == pytest.approx(error)
+        assert found.likelihood_scaled[3].by_seed[seed] == pytest.approx(likelihood)
+        inside = of_seed.softmax(2) >= least
+        (sets,) = found.sets[3]
+        held = inside[:, torch.arange(40), labels].double().mean().item()
+        assert sets.coverage.by_seed[seed] == pytest.approx(100 * held)
+        assert sets.size.by_seed[seed] == pytest.approx(inside.sum(2).double().mean().item())
+        empty = (~inside.any(2)).double().mean().item()
+        assert sets.empty.by_seed[seed] == pytest.approx(100 * empty)
+
+
+def test_calibration_errors_of_opposite_sign_do_not_cancel():
+    """Under one corruption 70 % sure and always right, under another always wrong."""
+    labels = torch.zeros(20, dtype=torch.long)
+    right = torch.tensor([0.7, 0.3]).log().expand(20, -1)
+    wrong = torch.tensor([0.3, 0.7]).log().expand(20, -1)
+    found = doubt.error_of_each([torch.stack([right, wrong])], labels, 15, RULES, 42)
+    assert found.mean() == pytest.approx(100 * (0.3 + 0.7) / 2)
 
 
 def test_norm_is_taken_out():
@@ -145,15 +160,13 @@ def test_norm_is_taken_out():
 
 
 def test_seeds_that_agree_leave_an_interval_of_a_rounded_image():
-    """The step of each number is its own: one class of 400 for the size of a set, not 100."""
-    outputs = torch.randn(400, 10, generator=torch.Generator().manual_seed(0))
-    labels = outputs.argmax(1)
-    run = SimpleNamespace(logits=outputs)
-    found = doubt.study_conformal([run, run], [0.2, 0.2], labels, RULES, 42)
-    for score, of_one_image in ((found.size, 1), (found.coverage, 100)):
-        half = (score.interval.high - score.interval.low) / 2
-        error = of_one_image / 400 / np.sqrt(12) / np.sqrt(2)
-        assert half == pytest.approx(scipy.stats.t.ppf(0.975, 1) * error)
+    """Coverage is counted in images."""
+    outputs = torch.randn(1, 400, 10, generator=torch.Generator().manual_seed(0))
+    labels = outputs[0].argmax(1)
+    settings = doubt.Settings(conformal_misses=(0.1,))
+    (found,) = doubt.study_sets([outputs] * 2, [[0.2]] * 2, labels, settings, RULES, 42)
+    assert found.coverage.least_deviation == pytest.approx(100 / 400 / np.sqrt(12))
+    assert found.coverage.interval.low < found.coverage.interval.value
 
 
 @pytest.mark.parametrize("images", [30, 50, 100, 250])
@@ -163,12 +176,23 @@ def test_risks_are_drawn_where_they_are_measured(images):
     correct = (torch.rand(images, generator=generator) < 0.7).numpy()
     runs = [SimpleNamespace(logits=logits, correct=correct)]
     rules = statistics.Settings(score_resamples=10)
-    found = doubt.study_selection(runs, runs, doubt.confidence_as_trained, rules, 42)
+    found = doubt.study_selection(runs, doubt.confidence_as_trained, rules, 42)
     every = doubt.risks(doubt.confidence_as_trained(logits), ~correct)
     for coverage, risk in zip(found.coverage, found.risk[0], strict=True):
         answered = round(coverage * images / 100)
         assert 1 <= answered <= images and risk == every[answered - 1]
-    assert found.coverage[-1] == 100 and found.change is None
+    assert found.coverage[-1] == 100
+
+
+def test_images_of_the_same_confidence_may_come_in_any_order():
+    """Which image comes first in the test set is no knowledge."""
+    confidence = np.repeat([0.9, 0.5], 10)
+    wrong = np.zeros(20, bool)
+    wrong[[0, 1, 10]] = True
+    found = doubt.risks(confidence, wrong)
+    assert found[:10] == pytest.approx(np.full(10, 20.0))
+    shuffled = np.r_[np.roll(np.arange(10), 3), 10 + np.roll(np.arange(10), 5)]
+    np.testing.assert_allclose(doubt.risks(confidence, wrong[shuffled]), found)
 
 
 @pytest.mark.parametrize("own", [1, 2, 5])

@@ -4,12 +4,15 @@ import copy
 import dataclasses
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 
 import main
 from lab.data.images import to_input
-from lab.measure import gates
+from lab.measure import gates, statistics
+
+RULES = statistics.Settings()
 
 
 def test_gates_are_those_of_the_blocks(trained, stressed):
@@ -17,17 +20,17 @@ def test_gates_are_those_of_the_blocks(trained, stressed):
     hardware = dataclasses.replace(hardware, precision="fp32")
     model = networks["se_attention"].model
     before = copy.deepcopy(model.state_dict())
-    found = gates.study(model, data.test, len(data.classes), hardware)
+    found = gates.study([model], data.test, len(data.classes), RULES, 42, hardware)
     with torch.no_grad():
         x = F.relu(model.stem(model.normalise(to_input(data.test.pixels))))
         learnt = model.attention[0].gate(model.stages[0](x))
     ring = data.classes.index("ring")
     expected = learnt[data.test.labels == ring].mean(0).numpy()
     np.testing.assert_allclose(found.mean_by_class[0][ring], expected, atol=1e-4)
-    assert len(found.share_between_classes) == 3 and all(
-        0 <= share <= 1 for share in found.share_between_classes
-    )
-    assert gates.study(networks["baseline"].model, data.test, len(data.classes), hardware) is None
+    assert len(found.share_between_classes) == 3
+    assert all(0 <= share.mean() <= 1 for share in found.share_between_classes)
+    baseline = [networks["baseline"].model]
+    assert gates.study(baseline, data.test, len(data.classes), RULES, 42, hardware) is None
     assert all(
         isinstance(block, main.SEBlock) for block in model.attention
     )  # only the copy's were fixed
@@ -41,9 +44,34 @@ def test_gates_held_at_their_means_cost_nothing_where_they_answer_to_no_image(tr
     model = copy.deepcopy(networks["se_attention"].model)
     for block in model.attention:
         torch.nn.init.zeros_(block.reduce.weight)
-    found = gates.study(model, data.test, len(data.classes), hardware)
-    assert found.accuracy_as_learnt == found.accuracy_at_means
-    assert max(found.share_between_classes) < 1e-3
+    found = gates.study([model], data.test, len(data.classes), RULES, 42, hardware)
+    assert found.accuracy_as_learnt.mean() == found.accuracy_at_means.mean()
+    assert found.change.interval.value == 0 and found.change.p == 1
+
+
+def test_gates_that_know_nothing_of_classes_have_no_variance_between_them():
+    """However few images there are: of 5 a class, class means differ by chance alone."""
+    rng = np.random.default_rng(0)
+    shares = []
+    for _ in range(200):
+        labels = torch.arange(50) % 10
+        drawn = torch.from_numpy(rng.normal(0, 1, (50, 20))).float()
+        means = torch.stack([drawn[labels == label].mean(0) for label in range(10)])
+        spread = gates.spread_of(drawn, means, labels)
+        shares.append(gates.share_between(spread.mean(0)))
+    assert abs(np.mean(shares)) < 0.01
+
+
+def test_several_seeds_gates_are_tested_together(trained):
+    _, hardware, data, networks = trained
+    models = [networks["se_attention"].model] * 2
+    found = gates.study(models, data.test, len(data.classes), RULES, 42, hardware)
+    one = gates.study(models[:1], data.test, len(data.classes), RULES, 42, hardware)
+    assert found.accuracy_at_means.by_seed.tolist() == [one.accuracy_at_means.mean()] * 2
+    assert found.change.interval.value == pytest.approx(one.change.interval.value)
+    assert one.change.interval.value == pytest.approx(
+        one.accuracy_as_learnt.mean() - one.accuracy_at_means.mean()
+    )
 
 
 def test_gates_held_fixed_compute_in_the_arithmetic_of_those_that_are_not():

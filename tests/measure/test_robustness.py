@@ -28,12 +28,14 @@ def test_the_corruptions_summary_is_that_of_their_images():
     scores = robustness.score(("a", "b"), correct, RULES, 42)
     baseline, se = scores["baseline"], scores["se_attention"]
     assert baseline.change is None
-    gains = 100 * (correct["se_attention"].mean((1, 2, 3)) - correct["baseline"].mean((1, 2, 3)))
+    gains = 100 * (correct["se_attention"].mean((1, 2)) - correct["baseline"].mean((1, 2)))
     assert se.change.interval.value == pytest.approx(gains.mean())
-    expected = statistics.t_test(gains, 100 / 40).interval(0.95)
+    expected = statistics.over_seeds_and_images(gains).interval(0.95)
     assert dataclasses.astuple(se.change.interval) == pytest.approx(dataclasses.astuple(expected))
-    errors = [1 - correct[key].mean((0, 2, 3)) for key in ("se_attention", "baseline")]
-    assert se.mean_corruption_error == pytest.approx(100 * np.mean(errors[0] / errors[1]))
+    for k in (0, 1):
+        errors = [1 - correct[key][k].mean((1, 2)) for key in ("se_attention", "baseline")]
+        expected = 100 * np.mean(errors[0] / errors[1])
+        assert se.mean_corruption_error.by_seed[k] == pytest.approx(expected)
     assert se.accuracy[1, 0, 3] == 100 * correct["se_attention"][1, 0, 3].mean()
 
 
@@ -42,6 +44,6 @@ def test_corruptions_under_which_the_first_network_never_errs_have_no_ratio():
     half = perfect.copy()
     half[:, 0, :, :2] = False
     scores = robustness.score(("a", "b"), {"baseline": half, "se_attention": half}, RULES, 42)
-    assert scores["se_attention"].mean_corruption_error == 100
+    assert scores["se_attention"].mean_corruption_error.by_seed.tolist() == [100]
     scores = robustness.score(("a", "b"), {"baseline": perfect, "se_attention": half}, RULES, 42)
     assert scores["se_attention"].mean_corruption_error is None

@@ -144,7 +144,7 @@ def test_networks_that_differ_by_the_margin_are_seldom_equivalent_with_one_seed(
 
 
 def likely_counts(images, share):
-    """All that is not rarer than one in ten million, at most 60 of them by steps."""
+    """All that is not rarer than one in ten million."""
     low = int(scipy.stats.binom.ppf(1e-7, images, share))
     high = int(scipy.stats.binom.isf(1e-7, images, share))
     return range(low, high + 1)

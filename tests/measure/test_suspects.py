@@ -8,7 +8,7 @@ import torch
 from helpers import BASELINE, SE, evaluation_of
 
 from lab.data.images import Images
-from lab.measure import statistics, suspects
+from lab.measure import comparison, statistics, suspects
 from lab.measure.evaluation import Outputs, evaluate
 from lab.report import sentences
 
@@ -48,11 +48,11 @@ def test_suspects_are_those_on_which_all_agree_surely():
     by_network = {"baseline": [first], "se_attention": [other]}
     (suspect,) = suspects.find(by_network, test)
     assert (suspect.index, suspect.label, suspect.called) == (0, 0, 1)
-    rules = statistics.Settings(resamples=100)
-    found = suspects.study(by_network, test, rules, 42)
+    rules = statistics.Settings()
+    found = suspects.study(by_network, test, rules)
     assert found.accuracy["baseline"].value == pytest.approx(100 * 7 / 9)
     assert found.differences["se_attention"].interval.value == 0
-    compared = statistics.compare_with_first(by_network, labels.numpy(), 2, rules, 42)
+    compared = comparison.compare_with_first(by_network, labels.numpy(), 2, rules)
     said = sentences.say_suspects(found, [BASELINE, SE], compared, 10, 0.5)
     assert "Of 10 test labels, 1 is suspected" in said and "The verdict stands" in said
     assert "Without it accuracy is" in said

@@ -11,7 +11,8 @@ import pytest
 from helpers import ROOT
 
 from lab.data import shapes
-from lab.measure.statistics import AccuracyIntervals, Interval
+from lab.measure.comparison import AccuracyIntervals
+from lab.measure.statistics import Interval
 from lab.report import drawing, figures
 from lab.report.results import named_images
 
@@ -101,13 +102,15 @@ def test_one_seed_has_no_figure_of_seeds(results, made_tiny_run):
 
 def test_bins_of_few_images_show_how_little_they_say(results, style):
     stress = results.stress
+    as_trained = stress.networks[0].calibration.as_trained
     calibration = dataclasses.replace(
-        stress.networks[0].calibration.as_trained[0],
+        as_trained.by_seed[0],
         bin_confidence=np.array([0.2, 0.3, 0.9]),
         bin_correct=np.array([0, 10, 900]),
         bin_images=np.array([1, 19, 1000]),
     )
-    scores = dataclasses.replace(stress.networks[0].calibration, as_trained=(calibration,))
+    as_trained = dataclasses.replace(as_trained, by_seed=(calibration,))
+    scores = dataclasses.replace(stress.networks[0].calibration, as_trained=as_trained)
     network = dataclasses.replace(stress.networks[0], calibration=scores)
     figure = figures.plot_reliability(dataclasses.replace(stress, networks=(network,)))
     (bars,) = figure.axes[0].containers
@@ -139,7 +142,7 @@ def test_curves_show_the_numbers(results, style):
     figure = figures.plot_attacks(results.stress)
     left, right = figure.axes
     for line, one in zip(left.lines, results.stress.networks, strict=True):
-        accuracy = [one.attacks.clean[0], *one.attacks.robust[0]]
+        accuracy = [one.attacks.clean.mean(), *(of.mean() for of in one.attacks.robust)]
         np.testing.assert_array_equal(line.get_ydata(), accuracy)
         assert line.get_color() == one.network.colour and line.get_marker() == one.network.marker
     ticks = [label.get_text() for label in left.get_xticklabels()]

@@ -6,7 +6,7 @@ import pytest
 from helpers import comparison, tiny
 
 import main
-from lab.measure import statistics
+from lab.measure import planning, statistics
 from lab.report import figures, records, sentences
 
 
@@ -24,7 +24,7 @@ def test_an_earlier_run_tells_what_seeds_can_show(tmp_path, capsys, monkeypatch)
     found = comparison(tmp_path)["compared_with_first"]["se_attention"]["overall"]
     deviation = found["over_seeds"]["planning"]["deviation"]
     rules = statistics.Settings()
-    expected = sentences.say_planning(statistics.plan(deviation, 7, rules), 7, rules)
+    expected = sentences.say_planning(planning.plan(deviation, 7, rules, known_from=2), 7, rules)
     assert f"If SE-Attention spreads as in the run before: {expected}" in said
     for epochs, count in (("1", 1), ("2", 0)):  # another recipe's run tells nothing
         recipe = main.parse_settings(tiny(tmp_path, "--epochs", epochs)).recipe.record()

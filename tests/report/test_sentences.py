@@ -7,37 +7,39 @@ import pytest
 import scipy.stats
 from helpers import BASELINE, SE, comparison
 
+from lab.measure import comparison as comparison_of
 from lab.measure import corruptions, statistics
+from lab.measure.comparison import Comparison
 from lab.measure.failures import SureMistakes
-from lab.measure.statistics import Comparison, Difference, TTest, Verdict
+from lab.measure.looks import Look
+from lab.measure.statistics import Difference, TTest, Verdict
 from lab.measure.stress import Outcome
 from lab.report import sentences
 
 
-def test_a_network_that_is_less_sure_is_not_called_better():
-    def mistakes(network, as_trained, scaled, p_as_trained=1.0, p_scaled=1.0):
+def test_what_the_temperature_takes_away_is_said():
+    """Where the change as trained, and what scaling does to it, are both beyond chance."""
+
+    def mistakes(network, as_trained, scaled, p_as_trained=1.0, p_scaled=1.0, p_of_scaling=1.0):
         return SureMistakes(
             network, (90.0,), np.array([[as_trained]]), np.array([[scaled]]),
-            (p_as_trained,), (p_scaled,),
+            (p_as_trained,), (p_scaled,), (p_of_scaling,),
         )  # fmt: skip
 
-    (said,) = sentences.say_sureness(
-        [mistakes(BASELINE, 30, 20), mistakes(SE, 10, 22, 0.001)], 0.05
-    )
+    baseline = mistakes(BASELINE, 30, 20)
+    (said,) = sentences.say_sureness([baseline, mistakes(SE, 10, 22, 0.001, 0.7, 0.004)], 0.05)
     assert said == (
         "At 90 % confidence SE-Attention makes fewer mistakes than Baseline as trained (10 and 30,"
-        " p = 0.001), and no difference is found once the temperature is scaled (22 and 20, p = 1):"
-        " as far as this tells, it is less sure, not better."
+        " p = 0.001); scaling the temperature changes that (to 22 and 20; p = 0.004 of no such"
+        " change, p = 0.7 of no difference afterwards)."
     )
-    better = mistakes(SE, 10, 12, 0.001, 0.01)
-    assert sentences.say_sureness([mistakes(BASELINE, 30, 20), better], 0.05) == []
-    assert (
-        sentences.say_sureness([mistakes(BASELINE, 30, 20), mistakes(SE, 29, 22, 0.7)], 0.05) == []
-    )
+    # one significant and one not is no difference between the two
+    assert sentences.say_sureness([baseline, mistakes(SE, 10, 17, 0.04, 0.06, 0.5)], 0.05) == []
+    assert sentences.say_sureness([baseline, mistakes(SE, 29, 22, 0.7, 0.7, 0.01)], 0.05) == []
     (said,) = sentences.say_sureness(
-        [mistakes(BASELINE, 10, 22), mistakes(SE, 30, 20, 0.001)], 0.05
+        [mistakes(BASELINE, 10, 22), mistakes(SE, 30, 20, 0.001, 0.9, 0.001)], 0.05
     )
-    assert said.endswith("it is surer, not worse.")
+    assert "makes more mistakes" in said
 
 
 def test_results_say_which_corruptions_were_used(made_tiny_run):
@@ -59,14 +61,14 @@ def test_the_whole_benchmark_has_a_published_result_beside_it():
         (False, None, False),
     ):
         tried = {name: pixels for name, pixels in corrupted.items() if name != left_out}
-        stress = Outcome((), (), np.zeros(()), tried, official, 0.1, 0.05)
+        stress = Outcome((), (), np.zeros(()), tried, official, 0.05)
         assert ("73.46 %" in sentences.corruption_reference(stress)) == told
         some = "14 of " if left_out else ""
         assert sentences.mean_is_over(stress) == f"{some}the benchmark's 15 corruptions"
 
 
 CLASSES = ("a", "b", "c")
-RULES = statistics.Settings(resamples=2000)
+RULES = statistics.Settings()
 
 
 def simulated(rng, seeds, images=300, better=0.0):
@@ -79,7 +81,7 @@ def simulated(rng, seeds, images=300, better=0.0):
 def compared(first, other, labels):
     """The comparison of right answers [seeds, images]."""
     gains = other.astype(int) - first.astype(int)
-    found = statistics.compare(gains, labels, len(CLASSES), RULES, 42)
+    found = comparison_of.compare(gains, labels, len(CLASSES), RULES)
     return Comparison(SE, BASELINE, *found)
 
 
@@ -100,14 +102,16 @@ VERDICTS = {
     "SE-Attention CNN is worse than Baseline CNN, by less than the margin of 0.5 points":
         difference(-0.2, 0.1),
     "SE-Attention CNN is equivalent to Baseline CNN within 0.5 points": difference(0.1, 0.2),
-    "SE-Attention CNN is undecided against Baseline CNN, neither better nor worse nor equivalent "
-    "within 0.5 points": difference(-0.23, 0.6),
+    "SE-Attention CNN is undecided against Baseline CNN: neither a difference is shown nor that "
+    "there is none of 0.5 points": difference(-0.23, 0.6),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("said", VERDICTS)
 def test_the_verdict_is_named(said):
-    assert sentences.name_verdict(VERDICTS[said], SE, BASELINE, 0.5) == said
+    assert sentences.name_verdict(VERDICTS[said], SE, BASELINE, 0.5, seeds=5) == said
+    of_one_seed = sentences.name_verdict(VERDICTS[said], SE, BASELINE, 0.5, seeds=1)
+    assert of_one_seed == said.replace("Attention CNN is", "Attention CNN as trained here is")
 
 
 @pytest.mark.parametrize("better", [2.0, -2.0, 0.0])
@@ -117,13 +121,15 @@ def test_verdict_says_what_was_found(better, seeds, monkeypatch):
     labels = np.arange(900) % 3
     found = compared(*simulated(np.random.default_rng(5), seeds, 900, better=better), labels)
     sentence = sentences.say_verdict(found, CLASSES, RULES)
-    clause = sentences.name_verdict(found.overall.difference, SE, BASELINE, 0.5)
+    clause = sentences.name_verdict(found.overall.difference, SE, BASELINE, 0.5, seeds)
     assert clause in sentence
     expected = {2.0: Verdict.BETTER, -2.0: Verdict.WORSE, 0.0: Verdict.UNDECIDED}
     assert found.overall.difference.verdict is expected[better]
     assert f"{found.overall.difference.interval.value:+.2f} percentage points" in sentence
     assert ("One seed can't speak for the architecture" in sentence) == (seeds == 1)
-    assert ("As trained here" in sentence) == (seeds == 1)
+    assert ("as trained here" in sentence) == (seeds == 1)
+    smallest = found.overall.difference.smallest_margin()
+    assert f"shown to be equivalent is {smallest:.2f} points" in sentence
     if seeds > 1:
         planning = found.overall.over_seeds.planning
         assert f"{planning.detectable_difference:.2f} points 80 % of the time" in sentence
@@ -132,3 +138,31 @@ def test_verdict_says_what_was_found(better, seeds, monkeypatch):
         groups = zip(CLASSES, found.by_class, strict=True)
         names = [name for name, group in groups if group.difference.verdict is side]
         assert f"{side} on {', '.join(names) or 'none'}" in sentence
+
+
+def test_a_further_look_is_said_with_its_level(results):
+    """A first one is not, nor one seed after it."""
+    setup = dataclasses.replace(results.setup, seeds=range(42, 52))
+    first = Look(tuple(range(42, 47)), 0.05)
+    second = Look(tuple(range(42, 52)), 0.005)
+    rules = dataclasses.replace(results.setup.rules, level=0.005)
+    setup = dataclasses.replace(setup, rules=rules)
+    said = sentences.say_looks(dataclasses.replace(results, setup=setup, looks=(first, second)))
+    assert "look 2 at these networks, after one at 5 seeds" in said and "0.005" in said
+    assert sentences.say_looks(dataclasses.replace(results, setup=setup, looks=(second,))) == ""
+    assert sentences.say_looks(dataclasses.replace(results, looks=(first, second))) == ""
+
+
+def test_what_survives_in_the_table_is_named(results):
+    """And only that: with the level at 1 every row, with it at 0 none."""
+    every = sentences.say_changes(dataclasses.replace(results.stress, level=1.1))
+    assert every.count("p = ") > 30 and "these are beyond chance" in every
+    none = sentences.say_changes(dataclasses.replace(results.stress, level=1e-300))
+    assert none.endswith("none is beyond chance (Holm-corrected over all of them).")
+
+
+def test_gates_are_spoken_of_with_their_test(results):
+    said = sentences.say_gates(results.stress)
+    gates = results.stress.networks[1].gates
+    assert f"{gates.change.interval.value:+.2f} points" in said
+    assert f"p = {gates.change.p:.2g}" in said

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+import pytest
+from statsmodels.stats.multitest import multipletests
+
 from lab.report import measurements, tables
 
 
@@ -20,16 +23,33 @@ def test_tables_print_numbers_in_their_digits(results):
     assert list(table.index) == list(measured)
     for title, measurement in measured.items():
         digits = measurement.metric.digits
-        shown = f"{measurement.mean():.{digits}f}"
-        if measurement.interval is not None:
-            low, high = measurement.interval.low, measurement.interval.high
-            shown += f" ({low:.{digits}f} to {high:.{digits}f})"
-            assert low <= measurement.mean() <= high
+        interval = measurement.estimate.interval
+        shown = f"{interval.value:.{digits}f} "
+        shown += f"({interval.low:.{digits}f} to {interval.high:.{digits}f})"
+        assert interval.low <= measurement.estimate.mean() <= interval.high
         assert table.loc[title, "SE-Attention"] == shown
         in_percent = measurement.metric.unit in ("%", "points")
         assert digits == 2 or not in_percent or "area" in title  # which is small
-    # the first network has no change from itself
-    assert table.loc[measurements.CORRUPTED_CHANGE.title(), "Baseline"] == ""
+
+
+def test_each_row_has_its_change_and_p(results):
+    """Holm-corrected over all rows; a row that the first network has not, has neither."""
+    table = tables.stress_table(results.stress).texts()
+    changes = measurements.changes_from_first(results.stress)
+    assert len(changes) > 35
+    holm = multipletests([one.p for one in changes], method="holm")[1]
+    for change, p in zip(changes, holm, strict=True):
+        assert change.p_holm == pytest.approx(p)
+        value, low, high = (
+            format(x, f"+.{change.metric.digits}f") for x in dataclasses.astuple(change.interval)
+        )
+        shown = table.loc[change.metric.title()]
+        assert shown["SE-Attention: change"] == f"{value} ({low} to {high})"
+        assert shown["p (Holm)"] == f"{p:.2g}"
+    assert table.loc[measurements.GATES_LEARNT.title(), "SE-Attention: change"] == ""
+    accuracy = [one.corruptions.mean_accuracy for one in results.stress.networks]
+    expected = accuracy[1].mean() - accuracy[0].mean()
+    assert changes[0].interval.value == pytest.approx(expected)
 
 
 def test_a_measurement_that_one_network_alone_has_is_in_the_table(results):
@@ -40,7 +60,7 @@ def test_a_measurement_that_one_network_alone_has_is_in_the_table(results):
     heatmaps = dataclasses.replace(second.heatmaps, grad_cam=masks)
     less = dataclasses.replace(second, heatmaps=heatmaps, gates=None)
     table = tables.stress_table(dataclasses.replace(results.stress, networks=(gated, less))).texts()
-    for metric in (measurements.GATES_LEARNT, measurements.CORRUPTED_CHANGE):
+    for metric in (measurements.GATES_LEARNT, measurements.POINTING.at("grad_cam", "Grad-CAM")):
         assert metric.title() in table.index
     assert table.loc[measurements.GATES_LEARNT.title(), "SE-Attention"] == ""
 
