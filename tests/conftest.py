@@ -142,7 +142,7 @@ def stressed(outcome):
 def dossier(trained, evaluated):
     """The failures of these networks."""
     settings, _, data, _ = trained
-    return failures.study(evaluated, data, settings.failures, settings.rules, settings.recipe.seed)
+    return failures.study(evaluated, data, settings.failures, settings.rules)
 
 
 @pytest.fixture(scope="session")

@@ -22,13 +22,16 @@ from lab.measure.stress import NetworkOutcome, Outcome
 class Metric:
     """A number of the stress tests: its name in files, its name for people, unit and digits.
 
-    Rewording a label changes nothing but what people read. `{}` is filled in by `at`.
+    Rewording a label changes nothing but what people read. `{}` is filled in by `at`. The paper and
+    the README show those that are `shown`: chosen for what they ask, one of each kind, before their
+    changes were tested.
     """
 
     key: str
     label: str
     unit: str = ""
     digits: int = 3
+    shown: bool = False
 
     def at(self, key: object, label: object) -> Metric:
         """The metric at one place: at an epsilon, for a stage, of one kind of map."""
@@ -39,31 +42,31 @@ class Metric:
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
 
-CORRUPTED_ACCURACY = Metric("corrupted_accuracy", "Corrupted images: accuracy", "%", 2)
+CORRUPTED_ACCURACY = Metric("corrupted_accuracy", "Corrupted images: accuracy", "%", 2, shown=True)
 EXTRA_ACCURACY = Metric("extra_corrupted_accuracy", "Extra corruptions: accuracy", "%", 2)
-CORRUPTION_ERROR = Metric("mean_corruption_error", "Corrupted images: mCE", "", 2)
+CORRUPTION_ERROR = Metric("mean_corruption_error", "Corrupted images: mCE", "", 2, shown=True)
 CLEAN_ACCURACY = Metric("clean_accuracy", "The same images as they are: accuracy", "%", 2)
 ROBUST_ACCURACY = Metric("robust_accuracy_{}", "Attack, {}/255: accuracy", "%", 2)
 MEDIAN_EPSILON = Metric(
-    "median_epsilon", "Attack that half of what is right withstands", "of 255", 2
+    "median_epsilon", "Attack that half of what is right withstands", "of 255", 2, shown=True
 )
 TEMPERATURE = Metric("temperature", "Temperature")
-CALIBRATION_ERROR = Metric("calibration_error_{}", "Calibration error, {}", "%", 2)
+CALIBRATION_ERROR = Metric("calibration_error_{}", "Calibration error, {}", "%", 2, shown=True)
 LOG_LIKELIHOOD = Metric("negative_log_likelihood_{}", "Negative log-likelihood, {}")
 BRIER_SCORE = Metric("brier_score_{}", "Brier score, {}")
-SELECTION_AREA = Metric("risk_coverage_area_{}", "Risk over coverage, {}: area", "%", 3)
-AUROC = Metric("auroc_{}", "Told from {}: AUROC", "%", 2)
+SELECTION_AREA = Metric("risk_coverage_area_{}", "Risk over coverage, {}: area", "%", 3, shown=True)
+AUROC = Metric("auroc_{}", "Told from {}: AUROC", "%", 2, shown=True)
 FALSE_POSITIVES = Metric("false_positives_{}", "Told from {}: FPR at 95 %", "%", 2)
-SET_COVERAGE = Metric("set_coverage_{}", "Sets of classes, {}: coverage", "%", 2)
+SET_COVERAGE = Metric("set_coverage_{}", "Sets of classes, {}: coverage", "%", 2, shown=True)
 SET_SIZE = Metric("set_size_{}", "Sets of classes, {}: size", "", 2)
 EMPTY_SETS = Metric("empty_sets_{}", "Sets of classes, {}: empty", "%", 2)
 SHIFTED_ERROR = Metric(
-    "shifted_calibration_error_{}", "Calibration error at severity 5, {}", "%", 2
+    "shifted_calibration_error_{}", "Calibration error at severity 5, {}", "%", 2, shown=True
 )
 DELETION = Metric("deletion_auc_{}", "Deletion, {}: probability")
 INSERTION = Metric("insertion_auc_{}", "Insertion, {}: probability")
-DELETION_GAIN = Metric("deletion_gain", "Deletion: Grad-CAM below random maps")
-INSERTION_GAIN = Metric("insertion_gain", "Insertion: Grad-CAM above random maps")
+DELETION_GAIN = Metric("deletion_gain", "Deletion: Grad-CAM below random maps", shown=True)
+INSERTION_GAIN = Metric("insertion_gain", "Insertion: Grad-CAM above random maps", shown=True)
 POINTING = Metric("pointing_game_{}", "Pointing game, {}")
 OVERLAP = Metric("intersection_over_union_{}", "Intersection over union, {}")
 LIKENESS = Metric("likeness_without_{}", "Likeness of Grad-CAM, shuffled down to {}")

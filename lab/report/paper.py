@@ -46,6 +46,8 @@ def latex_values(results: Results) -> str:
     }
     for name, table in tables.all_tables(results):
         macros[f"{name.replace('_', '')}table"] = tables.in_latex(table)
+    if results.stress is not None:
+        macros["mainstresstable"] = tables.in_latex(tables.main_stress_table(results.stress))
     for name, content in macros.items():
         lines.append(rf"\newcommand{{\{name}}}{{{content}}}")
     return "\n".join(lines) + "\n"

@@ -33,6 +33,25 @@ def say_verdicts(results: Results) -> list[str]:
     return verdicts
 
 
+def say_conclusions(results: Results) -> dict[str, str]:
+    """The verdict in a sentence, by the key of the network that it is on."""
+    said = {}
+    for comparison in results.comparisons:
+        difference = comparison.overall.difference
+        interval = difference.interval
+        verdict = name_verdict(
+            difference,
+            comparison.network,
+            comparison.first,
+            results.setup.rules.margin,
+            len(comparison.overall.by_seed),
+        )
+        said[comparison.network.key] = (
+            f"{verdict} ({interval.value:+.2f} points, {interval.low:+.2f} to {interval.high:+.2f})."
+        )
+    return said
+
+
 def say_looks(results: Results) -> str:
     """That this is not the first look, and what that costs; "" where it is."""
     seeds = tuple(results.setup.seeds)

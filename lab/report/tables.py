@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +73,16 @@ class Table:
             network_before = column.network
         return texts.set_axis(headings, axis=1).set_axis(list(self.names), axis=0)
 
+    def only(self, names: Collection[str]) -> Table:
+        """The rows of these names."""
+        places = [k for k, name in enumerate(self.names) if name in names]
+        table = Table(self.heading, [self.names[k] for k in places])
+        for column in self.columns:
+            numbers = [column.numbers[k] for k in places]
+            formats = [column.formats[k] for k in places]
+            table.columns.append(dataclasses.replace(column, numbers=numbers, formats=formats))
+        return table
+
     def rows(self) -> pd.DataFrame:
         """The numbers as they are, for spreadsheets; an interval's bounds have columns too."""
         columns: dict[str, Any] = {self.heading: list(self.names)}
@@ -134,6 +144,14 @@ def stress_table(stress: Outcome) -> Table:
         table.columns.append(Column("change", intervals, signed, title))
         table.columns.append(Column("p (Holm)", ps, [".2g"] * len(ps), title))
     return table
+
+
+def main_stress_table(stress: Outcome) -> Table:
+    """The rows of the stress tests that the paper has room for."""
+    shown = set()
+    for one in stress.networks:
+        shown |= {found.metric.title() for found in measurements(one) if found.metric.shown}
+    return stress_table(stress).only(shown)
 
 
 def transitions_table(results: Results, dossier: Dossier) -> Table:
