@@ -47,7 +47,8 @@ def say_conclusions(results: Results) -> dict[str, str]:
             len(comparison.overall.by_seed),
         )
         said[comparison.network.key] = (
-            f"{verdict} ({interval.value:+.2f} points, {interval.low:+.2f} to {interval.high:+.2f})."
+            f"{verdict} ({interval.value:+.2f} points, {interval.low:+.2f} to "
+            f"{interval.high:+.2f})."
         )
     return said
 
