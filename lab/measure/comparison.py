@@ -122,7 +122,7 @@ def compare_with_first(
     """Each network but the first, compared with the first.
 
     Of three networks or more, p is corrected over the comparisons; on classes always, over all
-    classes of all comparisons.
+    classes of all comparisons. Their intervals hold together.
     """
     first, *others = networks_of(by_network)
     first_correct = correct_by_seed(by_network[first.key])
@@ -130,9 +130,10 @@ def compare_with_first(
     by_class = []
     for network in others:
         gains = correct_by_seed(by_network[network.key]).astype(int) - first_correct.astype(int)
-        overall.append(compare_group(gains, settings))
+        overall.append(compare_group(gains, settings, len(others)))
         for label in range(classes):
-            by_class.append(compare_group(gains[:, labels == label], settings))
+            of_class = gains[:, labels == label]
+            by_class.append(compare_group(of_class, settings, classes * len(others)))
     overall = correct_by_holm(overall, settings.level)
     by_class = correct_by_holm(by_class, settings.level)
     comparisons = []
@@ -153,14 +154,17 @@ def compare(
     overall = compare_group(gains, settings)
     by_class = []
     for label in range(classes):
-        by_class.append(compare_group(gains[:, labels == label], settings))
+        by_class.append(compare_group(gains[:, labels == label], settings, classes))
     return overall, tuple(correct_by_holm(by_class, settings.level))
 
 
-def compare_group(gains: np.ndarray, settings: Settings) -> GroupComparison:
-    """The comparison on some images, from `gains` [seeds, images] of -1, 0 and 1."""
+def compare_group(gains: np.ndarray, settings: Settings, together: int = 1) -> GroupComparison:
+    """The comparison on some images, from `gains` [seeds, images] of -1, 0 and 1.
+
+    Intervals of the difference are for so many that are read `together`.
+    """
     tests = tuple(compare_one_seed(row, settings) for row in gains)
-    difference = statistics.judge_answers(gains, settings)
+    difference = statistics.judge_answers(gains, settings, together)
     if len(gains) == 1:
         return GroupComparison(difference, tests, None)
     return GroupComparison(difference, tests, compare_seeds(gains, settings))

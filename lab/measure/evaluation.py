@@ -168,14 +168,27 @@ def correct_by_seed(evaluations: Sequence[Evaluation]) -> np.ndarray:
     return np.stack([evaluation.correct for evaluation in evaluations])
 
 
+TEMPERATURES = (math.exp(-3), math.exp(3))  # that are tried
+
+
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """What logits [N, classes] are to be divided by (Guo et al., ICML 2017, section 4.2)."""
+    """What logits [N, classes] are to be divided by (Guo et al., ICML 2017, section 4.2).
+
+    At an end of `TEMPERATURES` where the labels are all answered correctly, so that nothing says
+    how unsure a network should be; see `is_at_an_end`.
+    """
     logits = logits.double()
 
     def loss(log_temperature: float) -> float:
         return float(F.cross_entropy(logits / math.exp(log_temperature), labels))
 
-    return math.exp(scipy.optimize.minimize_scalar(loss, bounds=(-3, 3)).x)
+    bounds = [math.log(temperature) for temperature in TEMPERATURES]
+    return math.exp(scipy.optimize.minimize_scalar(loss, bounds=bounds).x)
+
+
+def is_at_an_end(temperature: float) -> bool:
+    """Whether the search for a temperature was stopped by its bounds."""
+    return any(abs(math.log(temperature / end)) < 1e-3 for end in TEMPERATURES)
 
 
 def distance_from_any_class(features: Tensor, means: Tensor) -> Tensor:

@@ -345,7 +345,7 @@ def judge(gains: np.ndarray, settings: Settings) -> Difference:
     return judge_by(over_seeds_and_images(gains), settings)
 
 
-def judge_answers(gains: np.ndarray, settings: Settings) -> Difference:
+def judge_answers(gains: np.ndarray, settings: Settings, together: int = 1) -> Difference:
     """The difference in percentage points that `gains` [seeds, images] of -1, 0 and 1 are.
 
     With one seed of these weights on other images, by the tests of `PairedAnswers`; with several,
@@ -353,8 +353,9 @@ def judge_answers(gains: np.ndarray, settings: Settings) -> Difference:
     """
     images = gains.shape[1]
     if len(gains) == 1:
-        return judge_by(PairedAnswers(*count_gained_and_lost(gains[0]), images), settings)
-    return judge_by(over_seeds(100 * gains), settings)
+        answers = PairedAnswers(*count_gained_and_lost(gains[0]), images)
+        return judge_by(answers, settings, together)
+    return judge_by(over_seeds(100 * gains), settings, together)
 
 
 def over_seeds(gains: np.ndarray) -> TTest:
@@ -363,17 +364,22 @@ def over_seeds(gains: np.ndarray) -> TTest:
     return t_test(gains.mean(1), 100 / gains.shape[1], least)
 
 
-def judge_by(test: Test, settings: Settings) -> Difference:
-    """What a test says of its difference."""
+def judge_by(test: Test, settings: Settings, together: int = 1) -> Difference:
+    """What a test says of its difference.
+
+    Of differences that are read `together`, so many, intervals are so wide that all of them hold
+    at once as often as one else does (Bonferroni).
+    """
     p = test.p()
     margin_p = test.margin_p(settings.margin)
+    level = settings.level / together
     difference = Difference(
-        interval=test.interval(1 - settings.level),
+        interval=test.interval(1 - level),
         p=p,
         p_holm=p,
         margin_p=margin_p,
         margin_p_holm=margin_p,
-        margin_interval=test.interval(1 - 2 * settings.level),
+        margin_interval=test.interval(1 - 2 * level),
     )
     return decide(difference, settings.level)
 

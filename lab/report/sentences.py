@@ -15,6 +15,7 @@ from lab.measure import statistics
 from lab.measure.attributes import Association
 from lab.measure.comparison import Comparison, SeveralSeeds
 from lab.measure.corruptions import BENCHMARK_SIZE, PUBLISHED_ACCURACY
+from lab.measure.evaluation import is_at_an_end
 from lab.measure.failures import Dossier, SureMistakes, Transition, TransitionCounts
 from lab.measure.models import Network
 from lab.measure.planning import MOST_SEEDS, Planning, SeedCount
@@ -325,6 +326,7 @@ def say_stress(stress: Outcome, margin: float) -> list[str]:
         say_changes(stress),
         " ".join(filter(None, about_corruptions)),
         say_masking(stress),
+        say_temperatures(stress),
         say_gates(stress),
     ]
 
@@ -353,6 +355,20 @@ def say_change(change: Change) -> str:
     return (
         f"{change.metric.title()}, {change.network.title}: {value} ({low} to {high}, "
         f"p = {change.p_holm:.2g})"
+    )
+
+
+def say_temperatures(stress: Outcome) -> str:
+    """Whose temperature is where the search ended; "" where none is."""
+    titles = []
+    for one in stress.networks:
+        if any(is_at_an_end(temperature) for temperature in one.calibration.temperature.by_seed):
+            titles.append(one.network.title)
+    if not titles:
+        return ""
+    return (
+        f"The temperature of {join_with_and(titles)} is where its search ended: the validation "
+        "images do not say how unsure to be, as where all are answered correctly."
     )
 
 

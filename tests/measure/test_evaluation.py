@@ -37,3 +37,12 @@ def test_temperature_undoes_a_scaling_of_calibrated_logits():
     labels = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
     assert evaluation.fit_temperature(logits, labels) == pytest.approx(1, abs=0.03)
     assert evaluation.fit_temperature(3 * logits, labels) == pytest.approx(3, abs=0.1)
+
+
+def test_a_temperature_that_nothing_stops_ends_at_its_bound():
+    """Where all labels are answered correctly, surer is always better."""
+    labels = torch.arange(40) % 4
+    logits = 5.0 * torch.nn.functional.one_hot(labels, 4)
+    assert evaluation.is_at_an_end(evaluation.fit_temperature(logits, labels))
+    logits[::3] = logits[::3].roll(1, 1)  # a third is wrong
+    assert not evaluation.is_at_an_end(evaluation.fit_temperature(logits, labels))
