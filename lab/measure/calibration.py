@@ -72,6 +72,7 @@ class Scores:
     """Before and after the logits are divided by a temperature."""
 
     temperature: Estimate
+    is_temperature_known: bool  # in no seed all validation images are answered correctly
     as_trained: CalibrationScores
     scaled: CalibrationScores
 
@@ -111,6 +112,7 @@ def study(
     scaled = [evaluation.scaled_logits() for evaluation in evaluations]
     return Scores(
         temperature=estimate_by_seed(temperature, rules),
+        is_temperature_known=all(one.held_out.says_how_unsure() for one in evaluations),
         as_trained=score(as_trained, labels, bins, rules, seed),
         scaled=score(scaled, labels, bins, rules, seed),
     )

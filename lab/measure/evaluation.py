@@ -72,6 +72,10 @@ class HeldOut:
             means.append(self.outputs.features[self.labels == label].mean(0))
         return torch.stack(means).nan_to_num()  # a class may have no validation image
 
+    def says_how_unsure(self) -> bool:
+        """Whether some image is answered wrongly, so that a temperature can be fitted."""
+        return bool((self.outputs.logits.argmax(1) != self.labels).any())
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -168,27 +172,18 @@ def correct_by_seed(evaluations: Sequence[Evaluation]) -> np.ndarray:
     return np.stack([evaluation.correct for evaluation in evaluations])
 
 
-TEMPERATURES = (math.exp(-3), math.exp(3))  # that are tried
-
-
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """What logits [N, classes] are to be divided by (Guo et al., ICML 2017, section 4.2).
 
-    At an end of `TEMPERATURES` where the labels are all answered correctly, so that nothing says
-    how unsure a network should be; see `is_at_an_end`.
+    From e^-3 to e^3. Where all labels are answered correctly nothing says how unsure a network
+    should be, and the search ends anywhere; see `HeldOut.says_how_unsure`.
     """
     logits = logits.double()
 
     def loss(log_temperature: float) -> float:
         return float(F.cross_entropy(logits / math.exp(log_temperature), labels))
 
-    bounds = [math.log(temperature) for temperature in TEMPERATURES]
-    return math.exp(scipy.optimize.minimize_scalar(loss, bounds=bounds).x)
-
-
-def is_at_an_end(temperature: float) -> bool:
-    """Whether the search for a temperature was stopped by its bounds."""
-    return any(abs(math.log(temperature / end)) < 1e-3 for end in TEMPERATURES)
+    return math.exp(scipy.optimize.minimize_scalar(loss, bounds=(-3, 3)).x)
 
 
 def distance_from_any_class(features: Tensor, means: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from lab.measure import statistics
 from lab.measure.attributes import Association
 from lab.measure.comparison import Comparison, SeveralSeeds
 from lab.measure.corruptions import BENCHMARK_SIZE, PUBLISHED_ACCURACY
-from lab.measure.evaluation import is_at_an_end
 from lab.measure.failures import Dossier, SureMistakes, Transition, TransitionCounts
 from lab.measure.models import Network
 from lab.measure.planning import MOST_SEEDS, Planning, SeedCount
@@ -359,16 +358,16 @@ def say_change(change: Change) -> str:
 
 
 def say_temperatures(stress: Outcome) -> str:
-    """Whose temperature is where the search ended; "" where none is."""
+    """Whose temperature is anywhere; "" where none is."""
     titles = []
     for one in stress.networks:
-        if any(is_at_an_end(temperature) for temperature in one.calibration.temperature.by_seed):
+        if not one.calibration.is_temperature_known:
             titles.append(one.network.title)
     if not titles:
         return ""
     return (
-        f"The temperature of {join_with_and(titles)} is where its search ended: the validation "
-        "images do not say how unsure to be, as where all are answered correctly."
+        f"The temperature of {join_with_and(titles)} is where its search happened to end: all "
+        "validation images are answered correctly, so that they do not say how unsure to be."
     )
 
 

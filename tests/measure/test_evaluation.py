@@ -39,10 +39,10 @@ def test_temperature_undoes_a_scaling_of_calibrated_logits():
     assert evaluation.fit_temperature(3 * logits, labels) == pytest.approx(3, abs=0.1)
 
 
-def test_a_temperature_that_nothing_stops_ends_at_its_bound():
+def test_a_temperature_that_nothing_stops_is_known_to_be_none():
     """Where all labels are answered correctly, surer is always better."""
     labels = torch.arange(40) % 4
     logits = 5.0 * torch.nn.functional.one_hot(labels, 4)
-    assert evaluation.is_at_an_end(evaluation.fit_temperature(logits, labels))
-    logits[::3] = logits[::3].roll(1, 1)  # a third is wrong
-    assert not evaluation.is_at_an_end(evaluation.fit_temperature(logits, labels))
+    outputs = evaluation.Outputs(torch.zeros(40, 2), logits)
+    assert not evaluation.HeldOut(outputs, labels).says_how_unsure()
+    assert evaluation.HeldOut(outputs, labels.roll(1)).says_how_unsure()
