@@ -278,6 +278,16 @@ def load_data(settings: Settings) -> Dataset:
     return Dataset(title, classes, explained, train, test, splits, official, foreign)
 
 
+def other_kinds(settings: Settings) -> dict[str, Tensor]:
+    """Images that --predict should tell from what was learnt, by kind."""
+    count = 200
+    seed = settings.recipe.seed
+    kinds = synthetic.all_kinds(count, seed)
+    if settings.recipe.dataset != "shapes":
+        kinds["drawn shapes"] = shapes.draw(count, seed).pixels
+    return kinds
+
+
 def split_train(labels: Tensor, validation: float, seed: int) -> Split:
     """Hold out a share `validation` of the images with `labels` [N], stratified by class."""
     from sklearn.model_selection import train_test_split
@@ -1012,7 +1022,7 @@ def measure(
             seconds=watch.seconds,
             familiarity=familiar.find(
                 [evaluations[0] for evaluations in by_network.values()],
-                make_other_kinds(settings),
+                other_kinds(settings),
                 settings.familiar_share,
                 hardware,
             ),
@@ -1065,20 +1075,6 @@ def announce(settings: Settings, hardware: Hardware) -> None:
             folder, recipe, NETWORKS, settings.seeds, settings.rules
         ):
             print(sentence)
-
-
-def make_other_kinds(settings: Settings) -> dict[str, Tensor]:
-    """Images that --predict should tell from what was learnt, by kind."""
-    count = 200
-    seed = settings.recipe.seed
-    kinds = {
-        "noise": synthetic.noise(count, seed),
-        "smooth noise": synthetic.smooth_noise(count, seed),
-        "single colours": synthetic.single_colours(count, seed),
-    }
-    if settings.recipe.dataset != "shapes":
-        kinds["drawn shapes"] = shapes.draw(count, seed).pixels
-    return kinds
 
 
 def choose_images(settings: Settings, data: Dataset) -> stress.Chosen:

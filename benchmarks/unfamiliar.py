@@ -81,12 +81,7 @@ TOGETHER = (("class means", "energy"), ("neighbours", "energy"), STAGES, (*STAGE
 
 def make_foreign(seed: int) -> dict[str, Tensor]:
     """Images uint8 [N, 32, 32, 3] of other kinds, by name."""
-    return {
-        "drawn shapes": shapes.draw(COUNT, seed).pixels,
-        "noise": synthetic.noise(COUNT, seed),
-        "smooth noise": synthetic.smooth_noise(COUNT, seed),
-        "single colours": synthetic.single_colours(COUNT, seed),
-    }
+    return {"drawn shapes": shapes.draw(COUNT, seed).pixels, **synthetic.all_kinds(COUNT, seed)}
 
 
 def ask(settings: main.Settings, hardware: Hardware) -> list[Known]:

@@ -27,7 +27,7 @@ def smooth_noise(count: int, seed: int) -> Tensor:
     smooth = scipy.ndimage.gaussian_filter(rough, (0, 4, 4, 0))
     low = smooth.min((1, 2), keepdims=True)
     high = smooth.max((1, 2), keepdims=True)
-    return torch.from_numpy((255 * (smooth - low) / (high - low)).astype(np.uint8))
+    return torch.from_numpy((255 * (smooth - low) / (high - low)).round().astype(np.uint8))
 
 
 def single_colours(count: int, seed: int) -> Tensor:
@@ -35,3 +35,12 @@ def single_colours(count: int, seed: int) -> Tensor:
     rng = np.random.default_rng(seed)
     colours = rng.integers(0, 256, (count, 1, 1, 3), np.uint8)
     return torch.from_numpy(np.repeat(np.repeat(colours, IMAGE_SIZE, 1), IMAGE_SIZE, 2))
+
+
+def all_kinds(count: int, seed: int) -> dict[str, Tensor]:
+    """`count` images of each kind, by its name."""
+    return {
+        "noise": noise(count, seed),
+        "smooth noise": smooth_noise(count, seed),
+        "single colours": single_colours(count, seed),
+    }

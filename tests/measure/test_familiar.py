@@ -15,11 +15,7 @@ def known(trained, evaluated):
     """What the networks that were trained on shapes know, and how they answer to other kinds."""
     _, hardware, _, _ = trained
     first_seed = [evaluations[0] for evaluations in evaluated.values()]
-    others = {
-        "noise": synthetic.noise(100, 1),
-        "smooth noise": synthetic.smooth_noise(100, 1),
-        "single colours": synthetic.single_colours(100, 1),
-    }
+    others = synthetic.all_kinds(100, 1)
     return first_seed, others, familiar.find(first_seed, others, 0.95, hardware)
 
 
