@@ -46,7 +46,7 @@ try:
     from torch import Tensor, nn
     from tqdm import tqdm
 
-    from lab.data import benchmarks, cifar10, download, shapes
+    from lab.data import benchmarks, cifar10, download, shapes, synthetic
     from lab.data.images import IMAGE_SIZE, Dataset, Images, Split, to_input
     from lab.machine import abreast, console
     from lab.machine.device import (
@@ -77,7 +77,16 @@ try:
     )
     from lab.machine.parallel import in_parallel
     from lab.machine.recorder import Recorder, Step
-    from lab.measure import comparison, corruptions, failures, gradcam, looks, statistics, stress
+    from lab.measure import (
+        comparison,
+        corruptions,
+        failures,
+        familiar,
+        gradcam,
+        looks,
+        statistics,
+        stress,
+    )
     from lab.measure.evaluation import evaluate_all, logits_of
     from lab.measure.models import (
         RANDOMNESS,
@@ -98,6 +107,7 @@ try:
     from lab.report.results import Results, Setup, count_images, network_results
 
     if TYPE_CHECKING:
+        from lab.measure.familiar import Familiarity
         from lab.report.pictures import Classifier
 except ImportError as error:
     packages.end_unless_ours(error)
@@ -203,7 +213,7 @@ class Settings:
     gradcam_images: Annotated[int, Between(1, 1000)] = 2
     """test images explained per chosen class"""
     familiar_share: Share = 0.99
-    """share of the test images that a picture lies farther out than, to be warned of"""
+    """share of the test images that a picture must be stranger than, to be warned of"""
     machine: MachineSettings = field(default_factory=MachineSettings)
     recipe: Recipe = field(default_factory=Recipe)
     download: download.Settings = field(default_factory=download.Settings)
@@ -257,7 +267,7 @@ def load_data(settings: Settings) -> Dataset:
         train = shapes.draw(recipe.shapes_train, seed=2 * recipe.shapes_seed)
         test = shapes.draw(settings.shapes_test, seed=2 * recipe.shapes_seed + 1)
         if foreign_count > 0:
-            foreign["noise"] = draw_noise(foreign_count, recipe.shapes_seed)
+            foreign["noise"] = synthetic.noise(foreign_count, recipe.shapes_seed)
     else:
         title = "CIFAR-10"
         train_part, test_part = cifar10.load(settings.data_dir, settings.download)
@@ -277,10 +287,14 @@ def load_data(settings: Settings) -> Dataset:
     return Dataset(title, classes, explained, train, test, splits, official, foreign)
 
 
-def draw_noise(count: int, seed: int) -> Tensor:
-    """`count` images without any object: uint8 [N, 32, 32, 3]."""
-    rng = np.random.default_rng(seed)
-    return torch.from_numpy(rng.integers(0, 256, (count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8))
+def other_kinds(settings: Settings) -> dict[str, Tensor]:
+    """Images that --predict should tell from what was learnt, by kind."""
+    count = 200
+    seed = settings.recipe.seed
+    kinds = synthetic.all_kinds(count, seed)
+    if settings.recipe.dataset != "shapes":
+        kinds["drawn shapes"] = shapes.draw(count, seed).pixels
+    return kinds
 
 
 def split_train(labels: Tensor, validation: float, seed: int) -> Split:
@@ -1016,9 +1030,15 @@ def measure(
             dataset=data.title,
             classes=data.classes,
             images=count_images(data, chosen, seed),
-            networks=network_results(by_network, data, rules, settings.familiar_share),
+            networks=network_results(by_network, data, rules),
             seconds=watch.seconds,
             looks=tuple(taken),
+            familiarity=familiar.find(
+                [evaluations[0] for evaluations in by_network.values()],
+                other_kinds(settings),
+                settings.familiar_share,
+                hardware,
+            ),
         )
     writer.write_numbers(results, files)
 
@@ -1111,10 +1131,10 @@ def look_at_pictures(settings: Settings, hardware: Hardware) -> None:
     """What the first seed's networks say of the pictures of --predict."""
     from lab.report import pictures
 
-    networks = load_for_pictures(settings, hardware)
+    networks, familiarity = load_for_pictures(settings, hardware)
     paths = pictures.find_pictures(settings.predict)
     folder = settings.output() / "predictions"
-    failures_of_pictures = pictures.look_at(paths, networks, folder, hardware)
+    failures_of_pictures = pictures.look_at(paths, networks, familiarity, folder, hardware)
     if failures_of_pictures > 0:
         sys.exit(1)
 
@@ -1131,12 +1151,15 @@ def classify(picture: str | Path, *options: str) -> dict[str, dict[str, float]]:
     hardware = prepare_machine(settings.machine, len(NETWORKS))
     seen = pictures.read_picture(Path(picture))
     answers = {}
-    for one in load_for_pictures(settings, hardware):
+    networks, _ = load_for_pictures(settings, hardware)
+    for one in networks:
         answers[one.trained.network.key] = one.probabilities(seen, hardware)
     return answers
 
 
-def load_for_pictures(settings: Settings, hardware: Hardware) -> list[Classifier]:
+def load_for_pictures(
+    settings: Settings, hardware: Hardware
+) -> tuple[list[Classifier], Familiarity]:
     """The first seed's networks, with what they know of the images that they learnt.
 
     UserError where a run has not made them.
@@ -1144,18 +1167,18 @@ def load_for_pictures(settings: Settings, hardware: Hardware) -> list[Classifier
     from lab.report.pictures import Classifier
 
     cure = "run main.py first, with the same options but --predict"
-    path, classes, familiar = records.read_familiar(settings.output(), cure)
+    path, classes, familiarity = records.read_familiar(settings.output(), cure)
     networks = []
     for job in training_jobs(replace(settings, seeds=1)):
         if not job.path.exists():
             raise UserError(f"{job.path} is missing: {cure}")
         one = load_trained(job.path, job, len(classes), settings.machine.precision)
-        known = familiar.get(job.network.key)
+        known = familiarity.networks.get(job.network.key)
         if known is None or known.fingerprint != fingerprint(one.checkpoint.state_dict):
             raise UserError(f"{job.path} is not what {path} speaks of: {cure}")
         one.model.to(hardware.device)
         networks.append(Classifier(one, known, classes))
-    return networks
+    return networks, familiarity
 
 
 # The command line, and how a run ends

@@ -132,12 +132,17 @@ def as_json(content: object) -> str:
     return json.dumps(content, indent=2, default=np.ndarray.tolist, allow_nan=False) + "\n"
 
 
-def write_tensors(path: Path, content: dict[str, Any]) -> None:
+def as_tensors(content: dict[str, Any]) -> bytes:
     """What torch.save makes, and its SHA-256 behind it, which torch.load passes over."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     saved = buffer.getvalue()
-    write_file(path, saved + hashlib.sha256(saved).digest())
+    return saved + hashlib.sha256(saved).digest()
+
+
+def write_tensors(path: Path, content: dict[str, Any]) -> None:
+    """A file of `as_tensors`."""
+    write_file(path, as_tensors(content))
 
 
 def read_tensors(path: Path) -> dict[str, Any]:

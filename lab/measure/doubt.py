@@ -119,7 +119,7 @@ class ForeignScores:
 
     by_confidence: Detection
     by_energy: Detection
-    by_distance: Detection  # from the nearest class's mean, as --predict warns of it
+    by_distance: Detection  # from the nearest class's mean
 
 
 @dataclass(frozen=True)

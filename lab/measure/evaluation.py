@@ -7,7 +7,8 @@ that is, accuracy by class and confusion.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import scipy
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lab.data.images import Dataset, to_input
 from lab.machine.device import Hardware
@@ -30,21 +31,55 @@ class Outputs:
 
     features: Tensor  # float32 [N, C]: the last stage's channels, averaged over the image
     logits: Tensor  # float32 [N, classes]
+    # If asked for, each stage's channels before its attention, averaged over the image: [N, C]
+    stages: tuple[Tensor, ...] = ()
 
 
 @torch.no_grad()
-def outputs_of(model: Model, pixels: Tensor, hardware: Hardware) -> Outputs:
-    """What a model gives for images uint8 [N, 32, 32, 3], or float32 [N, 3, 32, 32] in [0, 1]."""
+def outputs_of(
+    model: Model, pixels: Tensor, hardware: Hardware, with_stages: bool = False
+) -> Outputs:
+    """What a model gives for images uint8 [N, 32, 32, 3], or float32 [N, 3, 32, 32] in [0, 1].
+
+    `with_stages` listens to the model's stages: not while another thread asks the same model.
+    """
     model.eval()
     features = []
     logits = []
-    for part in pixels.split(hardware.eval_batch):
-        hardware.raise_if_cancelled()
-        with hardware.autocast():
-            activations = model.features(to_input(part.to(hardware.device)))
-            logits.append(model.classify(activations).float())
-        features.append(mean_over_pixels(activations.float()))
-    return Outputs(torch.cat(features).cpu(), torch.cat(logits).cpu())
+    listening: AbstractContextManager[list[list[Tensor]]] = nullcontext([])
+    if with_stages:
+        listening = means_of_stages(model)
+    with listening as stages:
+        for part in pixels.split(hardware.eval_batch):
+            hardware.raise_if_cancelled()
+            with hardware.autocast():
+                activations = model.features(to_input(part.to(hardware.device)))
+                logits.append(model.classify(activations).float())
+            features.append(mean_over_pixels(activations.float()))
+    of_stages = tuple(torch.cat(means).cpu() for means in stages)
+    return Outputs(torch.cat(features).cpu(), torch.cat(logits).cpu(), of_stages)
+
+
+@contextmanager
+def means_of_stages(model: Model) -> Iterator[list[list[Tensor]]]:
+    """For each stage, the means over the pixels that it gives while this lasts, batch by batch."""
+    means: list[list[Tensor]] = []
+    hooks = []
+    for stage in model.stages:
+        of_stage: list[Tensor] = []
+        means.append(of_stage)
+
+        def listen(
+            _: nn.Module, __: object, output: Tensor, heard: list[Tensor] = of_stage
+        ) -> None:
+            heard.append(mean_over_pixels(output.float()))
+
+        hooks.append(stage.register_forward_hook(listen))
+    try:
+        yield means
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def logits_of(model: Model, pixels: Tensor, hardware: Hardware) -> Tensor:
@@ -82,14 +117,23 @@ class Evaluation:
     """What one trained network does on the test images; accuracies in percent."""
 
     trained: TrainedModel
-    features: Tensor  # float32 [N, C], as of `Outputs`
-    logits: Tensor  # float32 [N, classes]
+    outputs: Outputs
     predicted: Tensor  # int64 [N]
     correct: np.ndarray  # bool [N]
     accuracy: float
     class_accuracy: np.ndarray  # float64 [classes]
     confusion: np.ndarray  # int64 [classes, classes]: true class by predicted class
     held_out: HeldOut
+
+    @property
+    def features(self) -> Tensor:
+        """As of `Outputs`: float32 [N, C]."""
+        return self.outputs.features
+
+    @property
+    def logits(self) -> Tensor:
+        """float32 [N, classes]."""
+        return self.outputs.logits
 
     @cached_property
     def temperature(self) -> float:
@@ -120,9 +164,9 @@ def evaluate_all(
     """Each network's evaluations by seed, under the network's key."""
 
     def evaluate_one(one: TrainedModel) -> Evaluation:
-        outputs = outputs_of(one.model, data.test.pixels, hardware)
+        outputs = outputs_of(one.model, data.test.pixels, hardware, with_stages=True)
         validation = data.train.select(data.splits[one.seed].validation)
-        held_out = outputs_of(one.model, validation.pixels, hardware)
+        held_out = outputs_of(one.model, validation.pixels, hardware, with_stages=True)
         return evaluate(one, outputs, data.test.labels, HeldOut(held_out, validation.labels))
 
     by_network: dict[str, list[Evaluation]] = {}
@@ -156,8 +200,7 @@ def evaluate(
     accuracy = 100 * confusion.trace() / confusion.sum()
     return Evaluation(
         trained=trained,
-        features=outputs.features,
-        logits=logits,
+        outputs=outputs,
         predicted=predicted,
         correct=(predicted == labels).numpy(),
         accuracy=round(float(accuracy), 4),

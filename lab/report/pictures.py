@@ -29,8 +29,8 @@ from lab.machine.device import Hardware
 from lab.machine.files import write_file
 from lab.machine.options import PROGRAM, UserError
 from lab.measure import gradcam
-from lab.measure.evaluation import Outputs, distance_from_any_class, outputs_of
-from lab.measure.familiar import Familiar
+from lab.measure.evaluation import Outputs, outputs_of
+from lab.measure.familiar import Familiar, Familiarity
 from lab.measure.models import Network, TrainedModel
 from lab.report import drawing
 from lab.report.drawing import Picture, PictureBlock
@@ -144,8 +144,6 @@ class OwnAnswer:
     network: Network
     likeliest: tuple[tuple[str, float], ...]  # classes with their probability, temperature scaled
     heatmap: np.ndarray  # float32 [32, 32], for the likeliest class
-    is_unlike: bool  # whether it lies farther out than a share of the test images
-    share: float
 
     def says(self) -> list[str]:
         """Each class with its probability."""
@@ -164,7 +162,7 @@ class Classifier:
     def outputs(self, picture: OwnPicture, hardware: Hardware) -> Outputs:
         """What it computes of the picture as it sees it."""
         hardware = replace(hardware, precision=self.trained.checkpoint.precision)
-        return outputs_of(self.trained.model, picture.pixels(), hardware)
+        return outputs_of(self.trained.model, picture.pixels(), hardware, with_stages=True)
 
     def probabilities(self, picture: OwnPicture, hardware: Hardware) -> dict[str, float]:
         """Of each class, temperature scaled, the likeliest first."""
@@ -176,20 +174,39 @@ class Classifier:
         order = chances.argsort(descending=True, stable=True).tolist()
         return {self.classes[i]: float(chances[i]) for i in order}
 
-    def answer(self, picture: OwnPicture, hardware: Hardware) -> OwnAnswer:
-        """What it says of the picture, and where it looks."""
-        outputs = self.outputs(picture, hardware)
+    def answer(self, picture: OwnPicture, outputs: Outputs) -> OwnAnswer:
+        """What it says of the picture, from its outputs, and where it looks."""
         likeliest = tuple(self.scaled(outputs).items())[:3]
         called = torch.tensor([self.classes.index(likeliest[0][0])])
-        means = torch.tensor(self.familiar.class_means)
-        distance = distance_from_any_class(outputs.features, means).item()
         return OwnAnswer(
             network=self.trained.network,
             likeliest=likeliest,
             heatmap=gradcam.heatmaps_of(self.trained.model, picture.pixels(), called)[0].numpy(),
-            is_unlike=distance > self.familiar.limit,
-            share=self.familiar.share,
         )
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What all networks say of a picture."""
+
+    by_network: tuple[OwnAnswer, ...]
+    is_unlike: bool  # stranger to them than a share of the test images
+
+
+def answer_all(
+    picture: OwnPicture,
+    networks: Sequence[Classifier],
+    familiarity: Familiarity,
+    hardware: Hardware,
+) -> Answers:
+    """What each network says of a picture, and whether it is unlike what they learnt."""
+    answers = []
+    outputs = {}
+    for network in networks:
+        of_network = network.outputs(picture, hardware)
+        outputs[network.trained.network.key] = of_network
+        answers.append(network.answer(picture, of_network))
+    return Answers(tuple(answers), bool(familiarity.is_unlike(outputs)))
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
@@ -210,7 +227,11 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
 
 
 def look_at(
-    paths: Sequence[Path], networks: Sequence[Classifier], folder: Path, hardware: Hardware
+    paths: Sequence[Path],
+    networks: Sequence[Classifier],
+    familiarity: Familiarity,
+    folder: Path,
+    hardware: Hardware,
 ) -> int:
     """A line, a figure in `folder` and rows in its predictions.csv for each picture.
 
@@ -222,8 +243,8 @@ def look_at(
     for path in paths:
         try:
             picture = read_picture(path)
-            answers = [network.answer(picture, hardware) for network in networks]
-            print(say_answers(picture, answers))
+            answers = answer_all(picture, networks, familiarity, hardware)
+            print(say_answers(picture, answers, familiarity.share))
             name = free_name(path.stem, taken)
             taken.add(name.casefold())
             write_file(folder / f"{name}.png", drawn(picture, answers))
@@ -235,14 +256,15 @@ def look_at(
             problem = f"{path}: its figure can't be written ({error.strerror})"
             print(f"{PROGRAM}: {problem}", file=sys.stderr)
             failures += 1
-        for answer in answers:
+        for answer in answers.by_network:
             likeliest, confidence = answer.likeliest[0]
-            warned = str(answer.is_unlike)
+            warned = str(answers.is_unlike)
             rows.append([str(path), answer.network.key, likeliest, f"{confidence:.4f}", warned])
     if len(rows) > 1:
         table = io.StringIO()
         csv.writer(table, lineterminator="\n").writerows(rows)
         write_file(folder / "predictions.csv", table.getvalue())
+        print(say_how_often_warned(familiarity))
         print(f"Figures, and a table predictions.csv, are in {folder}/")
     return failures
 
@@ -263,7 +285,7 @@ def free_name(stem: str, taken: set[str]) -> str:
     return name
 
 
-def drawn(picture: OwnPicture, answers: Sequence[OwnAnswer]) -> bytes:
+def drawn(picture: OwnPicture, answers: Answers) -> bytes:
     """The figure's file. Letters that no font here has are drawn as boxes, without a warning."""
     with drawing.style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
@@ -282,31 +304,38 @@ def fonts_for_asia() -> list[str]:
     return [font for font in known if font in installed]
 
 
-def say_answers(picture: OwnPicture, answers: Sequence[OwnAnswer]) -> str:
+def say_answers(picture: OwnPicture, answers: Answers, share: float) -> str:
     """What the networks say of a picture, in one line."""
-    said = [f"{answer.network.title} {', '.join(answer.says())}" for answer in answers]
+    said = []
+    for answer in answers.by_network:
+        said.append(f"{answer.network.title} {', '.join(answer.says())}")
     line = f"{picture.path}: {'; '.join(said)}"
-    unlike = [answer.network.title for answer in answers if answer.is_unlike]
-    if unlike:
-        share = answers[0].share
-        line += f" (unlike what {' and '.join(unlike)} learnt: farther out than {share:.0%} of the "
-        line += "test images)"
+    if answers.is_unlike:
+        line += f" (unlike what the networks learnt: stranger than {share:.0%} of the test images)"
     if picture.frames > 1:
         line += f" (the first of {picture.frames} frames)"
     return line
 
 
-def plot_own_picture(picture: OwnPicture, answers: Sequence[OwnAnswer]) -> Figure:
+def say_how_often_warned(familiarity: Familiarity) -> str:
+    """What a warning is worth, and what it is worth that there is none."""
+    kinds = [f"{100 * (1 - familiarity.share):.2g} % of the test images"]
+    kinds += [f"{told:.0f} % of {kind}" for kind, told in familiarity.told.items()]
+    return (
+        f"Such a warning is given of {', '.join(kinds)}. Where there is none, a picture may still "
+        "be of something else: these networks know these classes alone."
+    )
+
+
+def plot_own_picture(picture: OwnPicture, answers: Answers) -> Figure:
     """The picture, what the networks see of it, and their Grad-CAM and answers."""
     shown = picture.path.name if len(picture.path.name) <= 24 else f"{picture.path.name[:23]}…"
-    row = [
-        Picture(picture.square, shown.replace("$", r"\$")),
-        Picture(picture.small, "as the networks see it"),
-    ]
-    for answer in answers:
+    seen = "as the networks see it"
+    if answers.is_unlike:
+        seen += "\n(unlike what they learnt)"
+    row = [Picture(picture.square, shown.replace("$", r"\$")), Picture(picture.small, seen)]
+    for answer in answers.by_network:
         lines = [f"{answer.network.title}:", *answer.says()]
-        if answer.is_unlike:
-            lines.append("(unlike what it learnt)")
         heat = drawing.overlay(picture.square, answer.heatmap, size=len(picture.square))
         row.append(Picture(heat, "\n".join(lines), answer.network.colour))
     return drawing.plot_pictures([[PictureBlock("", [row])]], heat_scale=True)

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from lab.machine.device import versions
+from lab.machine.files import read_tensors
 from lab.machine.options import UserError, option_of
 from lab.measure import planning, statistics
-from lab.measure.familiar import Familiar
+from lab.measure.familiar import Familiar, Familiarity, Usual
 from lab.measure.looks import Look
 from lab.measure.models import Network
 from lab.measure.stress import SHARES, Outcome
@@ -23,7 +24,7 @@ from lab.report.measurements import changes_from_first, measurements
 from lab.report.results import NetworkResults, Results, SeedResults, named_images
 
 COMPARISON_FILE = "results/comparison.json"
-FAMILIAR_FILE = "results/familiar.json"
+FAMILIAR_FILE = "results/familiar.pth"
 
 
 def plan_from_earlier(
@@ -112,21 +113,26 @@ def is_less(name: str, before: Any, now: Any) -> bool:
     return name in counts and None not in (before, now) and now < before
 
 
-def read_familiar(folder: Path, cure: str) -> tuple[Path, tuple[str, ...], dict[str, Familiar]]:
-    """The file in a folder of results, the classes' names, and what each network knows, by key.
+def read_familiar(folder: Path, cure: str) -> tuple[Path, tuple[str, ...], Familiarity]:
+    """The file in a folder of results, the classes' names, and what the networks know.
 
     UserError, with the cure, where there is none or it is damaged.
     """
     path = folder / FAMILIAR_FILE
+    if not path.exists() and path.with_suffix(".json").exists():
+        raise UserError(f"{folder}/ holds the results of an earlier version: {cure}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        classes = tuple(content["classes"])
-        familiar = {key: Familiar(**values) for key, values in content["networks"].items()}
+        content = read_tensors(path)
+        classes = tuple(content.pop("classes"))
+        networks = {}
+        for key, values in content.pop("networks").items():
+            stages = tuple(Usual(**stage) for stage in values.pop("stages"))
+            networks[key] = Familiar(stages=stages, **values)
+        return path, classes, Familiarity(networks=networks, **content)
     except FileNotFoundError as error:
         raise UserError(f"{folder}/ holds no results of trained networks: {cure}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {cure}") from error
-    return path, classes, familiar
 
 
 def by_class_name(classes: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:

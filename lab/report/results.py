@@ -13,11 +13,11 @@ import numpy as np
 
 from lab.data.images import Dataset
 from lab.machine.device import Hardware, Precision
-from lab.measure import comparison, familiar, statistics
+from lab.measure import comparison, statistics
 from lab.measure.comparison import AccuracyIntervals, Comparison
 from lab.measure.evaluation import ByNetwork, Evaluation, correct_by_seed
 from lab.measure.failures import Dossier
-from lab.measure.familiar import Familiar
+from lab.measure.familiar import Familiarity
 from lab.measure.gradcam import ExplainedImage
 from lab.measure.looks import Look
 from lab.measure.models import EpochLog, LayerCost, Network, layer_costs
@@ -58,7 +58,6 @@ class NetworkResults:
     layers: tuple[LayerCost, ...]
     accuracy: AccuracyIntervals
     runs: tuple[SeedResults, ...]
-    familiar: Familiar
 
     def parameters(self) -> int:
         return sum(layer.parameters for layer in self.layers)
@@ -92,6 +91,7 @@ class Results:
     images: ImageCounts
     networks: tuple[NetworkResults, ...]
     seconds: Mapping[str, float]  # by phase
+    familiarity: Familiarity  # what --predict needs
     looks: tuple[Look, ...] = ()  # at networks of this recipe in this folder, this one's last
     # What a part that has not been done, or has failed, would add
     comparisons: tuple[Comparison, ...] = ()
@@ -114,7 +114,7 @@ def count_images(data: Dataset, chosen: Chosen, seed: int) -> ImageCounts:
 
 
 def network_results(
-    by_network: ByNetwork, data: Dataset, rules: statistics.Settings, familiar_share: float
+    by_network: ByNetwork, data: Dataset, rules: statistics.Settings
 ) -> tuple[NetworkResults, ...]:
     """What is kept of each network's evaluations."""
     labels = data.test.labels.numpy()
@@ -128,7 +128,6 @@ def network_results(
                 layers=layer_costs(first.trained.model),
                 accuracy=comparison.accuracy_intervals(correct, labels, len(data.classes), rules),
                 runs=tuple(seed_results(evaluation) for evaluation in evaluations),
-                familiar=familiar.find(first, familiar_share),
             )
         )
     return tuple(networks)

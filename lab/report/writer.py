@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lab.machine.files import ResultFiles, as_json
+from lab.machine.files import ResultFiles, as_json, as_tensors
 from lab.report import paper, records, sentences, tables
 from lab.report.records import COMPARISON_FILE, FAMILIAR_FILE
 from lab.report.results import Results, named_images
@@ -21,8 +21,8 @@ def write_numbers(results: Results, files: ResultFiles) -> None:
     files.write(COMPARISON_FILE, as_json(records.comparison_record(results)))
     if results.stress is not None:
         files.write("results/robustness.json", as_json(records.stress_record(results.stress)))
-    familiar = {one.network.key: dataclasses.asdict(one.familiar) for one in results.networks}
-    files.write(FAMILIAR_FILE, as_json({"classes": results.classes, "networks": familiar}))
+    known = {"classes": list(results.classes), **dataclasses.asdict(results.familiarity)}
+    files.write(FAMILIAR_FILE, as_tensors(known))
     for name, table in tables.all_tables(results):
         files.write(f"results/{name}.csv", table.rows().to_csv(index=False))
     if results.failures is not None:

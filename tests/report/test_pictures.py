@@ -1,6 +1,5 @@
 """Pictures of one's own: read from any format, classified by a run's networks, never in vain."""
 
-import json
 import re
 import warnings
 from pathlib import Path
@@ -12,7 +11,7 @@ from helpers import refused, tiny
 from PIL import Image
 
 import main
-from lab.machine import device
+from lab.machine import device, files
 from lab.machine.options import UserError
 from lab.report import drawing, pictures, records
 
@@ -78,7 +77,8 @@ def test_ones_own_pictures_are_classified(tiny_run, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     for path, line in zip(paths, lines, strict=False):
         assert line.startswith(f"{path}: Baseline ") and line.count("%") >= 6
-    assert len(lines) == len(paths) + 1
+    assert len(lines) == len(paths) + 2
+    assert lines[-2].startswith("Such a warning is given of 1 % of the test images, ")
     drawn = {path.name for path in (tiny_run / "predictions").glob("*.png")}
     assert len(drawn) == len(paths) and "plain_2.png" in drawn
 
@@ -167,12 +167,15 @@ def test_pictures_without_trained_networks_say_what_to_run(tiny_run, tmp_path, c
     assert "se_attention_model.pth is missing" in refused(capsys, *tiny(tiny_run, *picture))
     (tmp_path / "weights").rename(weights)
     known = tiny_run / records.FAMILIAR_FILE
-    familiar = json.loads(known.read_text())
+    familiar = files.read_tensors(known)
     familiar["networks"]["baseline"]["fingerprint"] = "another"
-    known.write_text(json.dumps(familiar))
+    files.write_tensors(known, familiar)
     assert "is not what" in refused(capsys, *tiny(tiny_run, *picture))
-    known.write_text("{")
+    known.write_bytes(b"{")
     assert "is damaged" in refused(capsys, *tiny(tiny_run, *picture))
+    known.rename(known.with_suffix(".json"))
+    said = refused(capsys, *tiny(tiny_run, *picture))
+    assert "an earlier version: run main.py first, with the same options" in said
 
 
 def test_a_picture_with_damaged_exif_is_read_unturned(tmp_path):
@@ -272,13 +275,16 @@ def test_answers_are_in_a_table(tiny_run, tmp_path, sketching):
 
 def test_the_share_that_is_said_is_the_one_that_was_used(tiny_run, tmp_path, capsys, sketching):
     """The limit is of the run; what is asked for today does not change it."""
-    path = tiny_run / "results" / "familiar.json"
-    familiar = json.loads(path.read_text())
-    for network in familiar["networks"].values():
-        assert network["share"] == 0.99
-        network["limit"] = 0.0
-    path.write_text(json.dumps(familiar))
+    path = tiny_run / records.FAMILIAR_FILE
+    familiar = files.read_tensors(path)
+    assert familiar["share"] == 0.99
+    familiar["limit"] = -100.0
+    files.write_tensors(path, familiar)
     picture = tmp_path / "a.png"
     Image.fromarray(gradient(40, 40)).save(picture)
     main.main(tiny(tiny_run, "--predict", str(picture), "--familiar-share", "0.5"))
-    assert "farther out than 99% of the test images" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "(unlike what the networks learnt: stranger than 99% of the test images)" in said
+    assert "Such a warning is given of 1 % of the test images, " in said
+    for kind, told in familiar["told"].items():
+        assert f"{told:.0f} % of {kind}" in said
