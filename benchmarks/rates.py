@@ -56,8 +56,8 @@ def false_equivalence(experiments: int = 20000) -> pd.DataFrame:
             counts = rng.multinomial(images, shares, experiments)[:, :2]
             outcomes, repeats = np.unique(counts, axis=0, return_counts=True)
             wrong = 0
-            for outcome, repeat in zip(outcomes.tolist(), repeats.tolist(), strict=True):
-                if PairedAnswers(*outcome, images).margin_p(RULES.margin) < RULES.level:
+            for (more, fewer), repeat in zip(outcomes.tolist(), repeats.tolist(), strict=True):
+                if PairedAnswers(more, fewer, images).margin_p(RULES.margin) < RULES.level:
                     wrong += repeat
             row[f"{discordance:g} %"] = 100 * wrong / experiments
         rows[f"{images:,} images"] = row
