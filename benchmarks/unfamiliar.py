@@ -105,7 +105,7 @@ Parts = Sequence[tuple[str, Known]]  # rules by name, each asked of a network
 
 
 def combinations(networks: Sequence[Known]) -> Iterator[tuple[str, Parts]]:
-    """What is tried: each rule of each network, of both, and two rules of both."""
+    """What is tried: each rule, and some together, of each network and of both."""
     for rule in RULES:
         for network, known in zip(main.NETWORKS, networks, strict=True):
             yield f"{rule}, {network.title}", [(rule, known)]

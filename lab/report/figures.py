@@ -369,11 +369,12 @@ def plot_associations(results: Results, dossier: Dossier) -> Figure:
             plot_intervals(axes, places, association.error, network, label=network.title)
         name = attribute.replace("from the", "from the\n")
         axes.margins(y=0.15)
-        axes.set(xlabel=f"{name}\n(fifths)", xticks=range(1, 6), ylim=(0, None))
+        axes.set(xlabel=f"{name}\n(fifths)", xticks=range(1, 6))
     for axes in panels.flat[len(grouped) :]:
         axes.set_axis_off()
     for axes in panels[:, 0]:
         axes.set(ylabel="error (%)")
+    panels[0, 0].set_ylim(bottom=0)  # of all, when all is drawn
     legend_above(figure, panels[0, 0])
     return figure
 

@@ -44,7 +44,7 @@ def test_a_channel_that_never_changes_does_not_count_without_bounds():
 
 
 def test_so_many_test_images_are_warned_of(trained, known):
-    """Those that the limit is made of; and of others that are drawn alike, about as many."""
+    """Those that the limit is made of; and asked again, of the same ones."""
     _, hardware, data, _ = trained
     first_seed, _, found = known
     own = {one.trained.network.key: one.outputs for one in first_seed}

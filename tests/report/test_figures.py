@@ -225,9 +225,17 @@ def test_the_seeds_numbers_do_not_collide(results, style, count):
 
 def test_errors_by_attribute_have_one_axis(results, style):
     """Panels side by side are read against each other."""
-    figure = figures.plot_associations(results, results.failures)
-    limits = {axes.get_ylim() for axes in figure.axes if axes.has_data()}
-    assert len(limits) == 1
+    *associations, last = results.failures.associations
+    wide = dataclasses.replace(
+        last, error=tuple(Interval(k, k - 1, k + 1) for k in range(10, 60, 10))
+    )
+    narrow = []
+    for one in associations:
+        narrow.append(dataclasses.replace(one, error=(Interval(2.0, 1.0, 3.0),) * 5))
+    dossier = dataclasses.replace(results.failures, associations=(*narrow, wide))
+    figure = figures.plot_associations(results, dossier)
+    ((low, high),) = {axes.get_ylim() for axes in figure.axes if axes.has_data()}
+    assert low == 0 and high > 51  # what the last panel shows is not cut off
 
 
 def test_no_image_fails_twice_in_the_figure(results):
