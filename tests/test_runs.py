@@ -92,13 +92,37 @@ def test_a_rerun_trains_nothing(tiny_run, undrawn, monkeypatch):
     assert fingerprint(tiny_run)[0] == before
 
 
+@pytest.fixture
+def drawing_curves(monkeypatch):
+    """A run's figures are empty, but for the curves."""
+    render = drawing.rendered
+    plot = figures.NETWORK_FIGURES["{}_curves"]
+    curves = []
+
+    def plot_and_note(*results):
+        curves.append(plot(*results))
+        return curves[-1]
+
+    def render_curves(figure, *more):
+        return render(figure, *more) if figure in curves else sketched(figure, *more)
+
+    monkeypatch.setitem(figures.NETWORK_FIGURES, "{}_curves", plot_and_note)
+    monkeypatch.setattr(drawing, "rendered", render_curves)
+
+
 @pytest.mark.slow
-def test_a_rerun_trains_nothing_and_redraws(tiny_run, monkeypatch, sketching):
+def test_a_rerun_trains_nothing_and_redraws(tiny_run, monkeypatch, drawing_curves):
     before = fingerprint(tiny_run)
-    (tiny_run / "plots" / "baseline_curves.png").unlink()
+    curves = tiny_run / "plots" / "baseline_curves.png"
+    sketch = curves.read_bytes()
     monkeypatch.setattr(main, "train_network", None)  # calling it would fail
     stress = (tiny_run / "results" / "robustness.json").read_bytes()
     main.main(tiny(tiny_run, *STRESS))
+    drawn = curves.read_bytes()
+    assert len(drawn) > 10 * len(sketch)
+    curves.unlink()
+    main.main(tiny(tiny_run, *STRESS))
+    assert curves.read_bytes() == drawn
     assert (tiny_run / "results" / "robustness.json").read_bytes() == stress
     assert fingerprint(tiny_run) == before
     assert_promised_files(tiny_run, drawn=False)
