@@ -17,7 +17,8 @@ from sketches import sketched
 import main
 from lab.data import benchmarks, shapes
 from lab.machine import device, files
-from lab.measure import failures, gradcam, statistics, stress
+from lab.measure import comparison as comparing
+from lab.measure import failures, gradcam, stress
 from lab.measure.models import Checkpoint, load_checkpoint, path_of_weights, save_checkpoint
 from lab.report import drawing, figures
 
@@ -344,7 +345,7 @@ def test_another_seed_is_trained_beside_and_nothing_is_deleted(tiny_run, undrawn
 
 
 PARTS = {
-    "comparison": (statistics, "compare_with_first"),
+    "comparison": (comparing, "compare_with_first"),
     "explanation": (gradcam, "explain"),
     "failures": (failures, "study"),
     "stress": (stress, "run"),

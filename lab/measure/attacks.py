@@ -116,7 +116,8 @@ class Attacked:
 
     clean: np.ndarray  # bool [N], of the images as they are
     robust: np.ndarray  # bool [epsilons, N], of whatever was tried, the smallest epsilon first
-    correct_by_others: dict[str, np.ndarray]  # bool [epsilons, N] of what was made, by network
+    # bool [epsilons, N] by network: of what was made, as it is and stretched to the epsilon
+    correct_by_others: dict[str, np.ndarray]
 
 
 def attack(
@@ -155,8 +156,8 @@ def attack_batch(
 ) -> Attacked:
     """The attack on as many images as fit into memory.
 
-    Each image is pushed towards the classes that are nearest, the largest epsilon first: what
-    withstands that withstands smaller ones.
+    Each image is pushed towards the classes that are nearest, the smallest epsilon first: what
+    falls to that has fallen to larger ones.
     """
     classify = networks[key]
     others = [other for other in networks if other != key]
@@ -164,13 +165,13 @@ def attack_batch(
     labels = images.labels.to(hardware.device)
     nearest = class_distances(classify, clean, labels).argsort(1)
     correct = is_correct(classify, clean, labels)
-    robust = torch.zeros_like(correct)  # against the epsilons so far
-    adversarial = clean.clone()  # what fools this network, or was tried last; the others see it
+    robust = correct.clone()  # against the epsilons so far
+    adversarial = clean.clone()  # what fools this network, or was tried last
     robust_by_epsilon = []
     by_others: dict[str, list[Tensor]] = {other: [] for other in others}
-    for epsilon in sorted(settings.epsilons, reverse=True):
+    for epsilon in sorted(settings.epsilons):
         limit = epsilon / 255
-        remaining = (correct & ~robust).nonzero()[:, 0]
+        remaining = robust.nonzero()[:, 0]
         for k in range(settings.attack_targets):
             pushed = push(
                 classify, clean[remaining], labels[remaining], nearest[remaining, k], limit,
@@ -179,21 +180,30 @@ def attack_batch(
             adversarial[remaining] = pushed
             remaining = remaining[is_correct(classify, pushed, labels[remaining])]
             tick(len(images))
+        robust = torch.zeros_like(correct)
         robust[remaining] = True
-        robust_by_epsilon.append(robust.clone())
-        adversarial = (clean + (adversarial - clean).clamp(-limit, limit)).clamp(0, 1)
+        robust_by_epsilon.append(robust)
+        stretched = stretch(clean, adversarial, limit)
         for other in others:
-            by_others[other].append(is_correct(networks[other], adversarial, labels))
+            correct_as_made = is_correct(networks[other], adversarial, labels)
+            by_others[other].append(
+                correct_as_made & is_correct(networks[other], stretched, labels)
+            )
     return Attacked(
         clean=correct.cpu().numpy(),
-        robust=stack_reversed(robust_by_epsilon),
-        correct_by_others={other: stack_reversed(by_others[other]) for other in others},
+        robust=torch.stack(robust_by_epsilon).cpu().numpy(),
+        correct_by_others={other: torch.stack(by_others[other]).cpu().numpy() for other in others},
     )
 
 
-def stack_reversed(answers: Sequence[Tensor]) -> np.ndarray:
-    """From the largest epsilon first to [epsilons, N] by the smallest."""
-    return torch.stack(list(reversed(answers))).cpu().numpy()
+def stretch(clean: Tensor, adversarial: Tensor, epsilon: float) -> Tensor:
+    """Images changed in the same direction as `adversarial`, the largest change being `epsilon`.
+
+    What fooled a network by little often fools no other one unless it is changed by more.
+    """
+    change = adversarial - clean
+    largest = change.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
+    return (clean + change * (epsilon / largest)).clamp(0, 1)
 
 
 @torch.no_grad()
