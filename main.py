@@ -287,9 +287,8 @@ def load_data(settings: Settings) -> Dataset:
     return Dataset(title, classes, explained, train, test, splits, official, foreign)
 
 
-def other_kinds(settings: Settings) -> dict[str, Tensor]:
-    """Images that --predict should tell from what was learnt, by kind."""
-    count = 200
+def other_kinds(settings: Settings, count: int = 200) -> dict[str, Tensor]:
+    """Images that --predict should tell from what was learnt, uint8 [N, 32, 32, 3], by kind."""
     seed = settings.recipe.seed
     kinds = synthetic.all_kinds(count, seed)
     if settings.recipe.dataset != "shapes":

@@ -26,10 +26,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main
-from lab.data import shapes, synthetic
 from lab.machine.device import Hardware, prepare_machine
 from lab.measure import familiar
-from lab.measure.evaluation import HeldOut, Outputs, distance_from_any_class, outputs_of
+from lab.measure.evaluation import HeldOut, Outputs, distance_from_any_class, energy, outputs_of
 from lab.report import pictures
 
 COUNT = 1000  # images of each kind that can be made
@@ -57,7 +56,7 @@ def by_stage(known: Known, outputs: Outputs, k: int) -> Tensor:
 
 def by_energy(known: Known, outputs: Outputs) -> Tensor:
     """How little all logits together say: [N]."""
-    return -outputs.logits.logsumexp(1)
+    return -energy(outputs.logits)
 
 
 def by_neighbours(known: Known, outputs: Outputs) -> Tensor:
@@ -79,16 +78,11 @@ STAGES = ("stage 1", "stage 2", "stage 3")
 TOGETHER = (("class means", "energy"), ("neighbours", "energy"), STAGES, (*STAGES, "energy"))
 
 
-def make_foreign(seed: int) -> dict[str, Tensor]:
-    """Images uint8 [N, 32, 32, 3] of other kinds, by name."""
-    return {"drawn shapes": shapes.draw(COUNT, seed).pixels, **synthetic.all_kinds(COUNT, seed)}
-
-
 def ask(settings: main.Settings, hardware: Hardware) -> list[Known]:
     """What each network of the first seed answers to all kinds of images."""
     data = main.load_data(settings)
     pixels = data.test.pixels
-    kinds = {"limits": pixels[::2], "test": pixels[1::2], **make_foreign(settings.recipe.seed)}
+    kinds = {"limits": pixels[::2], "test": pixels[1::2], **main.other_kinds(settings, COUNT)}
     if settings.predict:
         paths = pictures.find_pictures(settings.predict)
         kinds["pictures"] = torch.cat([pictures.read_picture(path).pixels() for path in paths])

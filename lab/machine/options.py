@@ -87,8 +87,13 @@ def expand_home(option: str, folder: Path) -> Path:
 
 
 def refuse(option: str, problem: str) -> NoReturn:
+    """End the program, whose option has a value that it can't have."""
+    end_usage(f"argument {option_of(option)}: {problem}")
+
+
+def end_usage(problem: str) -> NoReturn:
     """One line on stderr, and the exit status of a usage error."""
-    print(f"{PROGRAM}: argument {option_of(option)}: {problem}", file=sys.stderr)
+    print(f"{PROGRAM}: {problem}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -100,8 +105,7 @@ def refuse_unknown(arguments: Sequence[str], settings: Any) -> None:
         if option.startswith("--") and option not in known:
             near = difflib.get_close_matches(option, known, n=1)
             meant = f", did you mean {near[0]}?" if near else ";"
-            print(f"{PROGRAM}: there is no {option}{meant} --help lists all", file=sys.stderr)
-            sys.exit(2)
+            end_usage(f"there is no {option}{meant} --help lists all")
 
 
 def check_ranges(settings: Any) -> None:

@@ -29,6 +29,7 @@ from lab.measure.evaluation import (
     Evaluation,
     at_labels,
     distance_from_any_class,
+    energy,
     outputs_of,
 )
 
@@ -58,11 +59,6 @@ def confidence_without_norm(logits: Tensor) -> np.ndarray:
     """
     centred = logits - logits.mean(1, keepdim=True)
     return F.normalize(centred, dim=1).amax(1).numpy()
-
-
-def energy(logits: Tensor) -> np.ndarray:
-    """What all logits say together: high on familiar images (Liu et al., NeurIPS 2020)."""
-    return logits.logsumexp(1).numpy()
 
 
 def risks(confidence: np.ndarray, wrong: np.ndarray) -> np.ndarray:
@@ -230,7 +226,7 @@ def study_foreign(
         distance = distance_from_any_class(features, evaluation.held_out.class_means)
         is_own = np.arange(len(logits)) < len(evaluation.logits)
         by_confidence.append((confidence_as_trained(logits), is_own))
-        by_energy.append((energy(logits), is_own))
+        by_energy.append((energy(logits).numpy(), is_own))
         by_distance.append((-distance.numpy(), is_own))
     return ForeignScores(
         by_confidence=detect(by_confidence, rules, seed),

@@ -232,3 +232,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 def distance_from_any_class(features: Tensor, means: Tensor) -> Tensor:
     """From features [N, C] to the nearest of the classes' means [classes, C]: float32 [N]."""
     return torch.cdist(features, means).amin(1)
+
+
+def energy(logits: Tensor) -> Tensor:
+    """What all logits say together: high on familiar images (Liu et al., NeurIPS 2020): [N]."""
+    return logits.logsumexp(1)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lab.machine.device import Hardware
-from lab.measure.evaluation import Evaluation, Outputs, outputs_of
+from lab.measure.evaluation import Evaluation, Outputs, energy, outputs_of
 from lab.measure.models import fingerprint
 
 
@@ -70,19 +70,15 @@ def find(
     first_seed: Sequence[Evaluation], others: Mapping[str, Tensor], share: float, hardware: Hardware
 ) -> Familiarity:
     """From each network's evaluation, and images of other kinds, uint8 [N, 32, 32, 3], by name."""
-    networks = {}
-    of_test_images = {}
-    for evaluation in first_seed:
-        key = evaluation.trained.network.key
-        networks[key] = know(evaluation)
-        of_test_images[key] = evaluation.outputs
+    by_key = {evaluation.trained.network.key: evaluation for evaluation in first_seed}
+    networks = {key: know(evaluation) for key, evaluation in by_key.items()}
+    of_test_images = {key: evaluation.outputs for key, evaluation in by_key.items()}
     limit = float(mean_strangeness(networks, of_test_images).quantile(share))
     told = {}
     for kind, pixels in others.items():
         outputs = {}
-        for evaluation in first_seed:
-            model = evaluation.trained.model
-            outputs[evaluation.trained.network.key] = outputs_of(model, pixels, hardware, True)
+        for key, evaluation in by_key.items():
+            outputs[key] = outputs_of(evaluation.trained.model, pixels, hardware, True)
         above = mean_strangeness(networks, outputs) > limit
         told[kind] = 100 * float(above.double().mean())
     return Familiarity(networks, limit, share, told)
@@ -116,7 +112,7 @@ def parts_of_strangeness(stages: Sequence[Usual], outputs: Outputs) -> Tensor:
     parts = []
     for of_stage, channels in zip(stages, outputs.stages, strict=True):
         parts.append(of_stage.distance(channels))
-    parts.append(-outputs.logits.logsumexp(1))
+    parts.append(-energy(outputs.logits))
     return torch.stack(parts, dim=1)
 
 
