@@ -29,6 +29,7 @@ from lab.measure.statistics import Difference, Interval, Verdict
 
 Classify = Callable[[Tensor], Tensor]  # a network: from images to logits
 PUSH_MOMENTUM = 0.75
+BRIEF_STEPS = 10  # towards one class, at an epsilon below one that has been withstood
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,7 @@ class Attacked:
 
     clean: np.ndarray  # bool [N], of the images as they are
     robust: np.ndarray  # bool [epsilons, N], of whatever was tried, the smallest epsilon first
-    # bool [epsilons, N] by network: of what was made, as it is and stretched to the epsilon
-    correct_by_others: dict[str, np.ndarray]
+    correct_by_others: dict[str, np.ndarray]  # bool [epsilons, N] of what was made, by network
 
 
 def attack(
@@ -156,8 +156,9 @@ def attack_batch(
 ) -> Attacked:
     """The attack on as many images as fit into memory.
 
-    Each image is pushed towards the classes that are nearest, the smallest epsilon first: what
-    falls to that has fallen to larger ones.
+    Each image is pushed towards the classes that are nearest, the largest epsilon first. What
+    withstands that is tried but briefly with smaller ones, since whatever fools at those was there
+    to be found before; what does fall to a small one has fallen to all larger ones.
     """
     classify = networks[key]
     others = [other for other in networks if other != key]
@@ -165,13 +166,21 @@ def attack_batch(
     labels = images.labels.to(hardware.device)
     nearest = class_distances(classify, clean, labels).argsort(1)
     correct = is_correct(classify, clean, labels)
-    robust = correct.clone()  # against the epsilons so far
-    adversarial = clean.clone()  # what fools this network, or was tried last
+    robust = torch.zeros_like(correct)  # against the epsilon before, which is larger
+    adversarial = clean.clone()  # what fools this network, or was tried last; the others see it
     robust_by_epsilon = []
     by_others: dict[str, list[Tensor]] = {other: [] for other in others}
-    for epsilon in sorted(settings.epsilons):
+    for epsilon in sorted(settings.epsilons, reverse=True):
         limit = epsilon / 255
-        remaining = robust.nonzero()[:, 0]
+        withstood = robust.nonzero()[:, 0]
+        pushed = push(
+            classify, clean[withstood], labels[withstood], nearest[withstood, 0], limit,
+            min(BRIEF_STEPS, settings.attack_steps), hardware,
+        )  # fmt: skip
+        falls = ~is_correct(classify, pushed, labels[withstood])
+        adversarial[withstood[falls]] = pushed[falls]
+        remaining = (correct & ~robust).nonzero()[:, 0]
+        robust[withstood[falls]] = False
         for k in range(settings.attack_targets):
             pushed = push(
                 classify, clean[remaining], labels[remaining], nearest[remaining, k], limit,
@@ -180,30 +189,21 @@ def attack_batch(
             adversarial[remaining] = pushed
             remaining = remaining[is_correct(classify, pushed, labels[remaining])]
             tick(len(images))
-        robust = torch.zeros_like(correct)
         robust[remaining] = True
-        robust_by_epsilon.append(robust)
-        stretched = stretch(clean, adversarial, limit)
+        robust_by_epsilon.append(robust.clone())
+        adversarial = (clean + (adversarial - clean).clamp(-limit, limit)).clamp(0, 1)
         for other in others:
-            correct_as_made = is_correct(networks[other], adversarial, labels)
-            by_others[other].append(
-                correct_as_made & is_correct(networks[other], stretched, labels)
-            )
+            by_others[other].append(is_correct(networks[other], adversarial, labels))
     return Attacked(
         clean=correct.cpu().numpy(),
-        robust=torch.stack(robust_by_epsilon).cpu().numpy(),
-        correct_by_others={other: torch.stack(by_others[other]).cpu().numpy() for other in others},
+        robust=np.logical_and.accumulate(stack_reversed(robust_by_epsilon)),
+        correct_by_others={other: stack_reversed(by_others[other]) for other in others},
     )
 
 
-def stretch(clean: Tensor, adversarial: Tensor, epsilon: float) -> Tensor:
-    """Images changed in the same direction as `adversarial`, the largest change being `epsilon`.
-
-    What fooled a network by little often fools no other one unless it is changed by more.
-    """
-    change = adversarial - clean
-    largest = change.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
-    return (clean + change * (epsilon / largest)).clamp(0, 1)
+def stack_reversed(answers: Sequence[Tensor]) -> np.ndarray:
+    """From the largest epsilon first to [epsilons, N] by the smallest."""
+    return torch.stack(list(reversed(answers))).cpu().numpy()
 
 
 @torch.no_grad()

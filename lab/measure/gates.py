@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -94,19 +95,19 @@ def study(
 
 def look_into(model: Model, images: Images, classes: int, hardware: Hardware) -> SeedGates:
     """The gates of one trained network on some images."""
+    gates_by_stage, logits = gates_and_logits(model, images, hardware)
     frozen = copy.deepcopy(model)
     stages = []
-    for k, block in enumerate(model.attention):
-        assert isinstance(block, Gated)
-        gates = gates_of(model, block, images, hardware)  # [N, C]
+    for k, gates in enumerate(gates_by_stage):
         means = torch.stack([gates[images.labels == label].mean(0) for label in range(classes)])
         stages.append(StageGates(means.numpy(), spread_of(gates, means, images.labels)))
         frozen.attention[k] = FixedGates(gates.mean(0).to(hardware.device))
-    correct = []
-    for one in (model, frozen):
-        logits = logits_of(one, images.pixels, hardware)
-        correct.append((logits.argmax(1) == images.labels).numpy())
-    return SeedGates(tuple(stages), *correct)
+    logits_at_means = logits_of(frozen, images.pixels, hardware)
+    return SeedGates(
+        stages=tuple(stages),
+        correct=(logits.argmax(1) == images.labels).numpy(),
+        correct_at_means=(logits_at_means.argmax(1) == images.labels).numpy(),
+    )
 
 
 def spread_of(gates: Tensor, means: Tensor, labels: Tensor) -> np.ndarray:
@@ -131,15 +132,24 @@ def share_between(mean_spread: np.ndarray) -> float:
     return float(1 - within / max(total, 1e-12))
 
 
-def gates_of(model: Model, block: Gated, images: Images, hardware: Hardware) -> Tensor:
-    """The gates of one block of `model` on images: float32 [N, C] on the CPU."""
-    recorded: list[Tensor] = []
+def gates_and_logits(
+    model: Model, images: Images, hardware: Hardware
+) -> tuple[list[Tensor], Tensor]:
+    """The gates of each stage, float32 [N, C] on the CPU, and the logits of the images."""
+    recorded: list[list[Tensor]] = []
+    hooks = []
+    for block in model.attention:
+        assert isinstance(block, Gated)
+        of_stage: list[Tensor] = []
+        recorded.append(of_stage)
+        hooks.append(block.register_forward_pre_hook(partial(record, of_stage)))
+    logits = logits_of(model, images.pixels, hardware)
+    for hook in hooks:
+        hook.remove()
+    return [torch.cat(of_stage).cpu() for of_stage in recorded], logits
 
-    def record(_: nn.Module, inputs: tuple[Tensor]) -> None:
-        gate_logits = block.gate_logits(mean_over_pixels(inputs[0]))
-        recorded.append(gate_logits.float().sigmoid())
 
-    hook = block.register_forward_pre_hook(record)
-    logits_of(model, images.pixels, hardware)
-    hook.remove()
-    return torch.cat(recorded).cpu()
+def record(of_stage: list[Tensor], block: Gated, inputs: tuple[Tensor]) -> None:
+    """Append a block's gates for one batch."""
+    gate_logits = block.gate_logits(mean_over_pixels(inputs[0]))
+    of_stage.append(gate_logits.float().sigmoid())

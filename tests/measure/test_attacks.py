@@ -254,6 +254,32 @@ def test_any_module_can_be_attacked():
     assert np.array_equal(by_twin[-1], found.robust[-1])
 
 
+class Banded(torch.nn.Module):
+    """A network that errs where its pixels' mean lies in a narrow band, which large steps jump
+    over: gradients lead through it and on."""
+
+    def forward(self, x):
+        change = 255 * (x.flatten(1).mean(1) - 0.5)
+        outside = ((change - 1).abs() > 0.1).float()
+        outwards = change - change.detach()
+        return torch.stack([outside - outwards, 0.5 + outwards], dim=1)
+
+
+def test_what_withstands_a_large_change_is_tried_with_small_ones_too():
+    """And what falls to a small one has fallen to all larger ones."""
+
+    pixels = torch.full((3, 32, 32, 3), 0.5)
+    images = Images(pixels.permute(0, 3, 1, 2), torch.zeros(3, dtype=torch.int64))
+    settings = attacks.Settings(epsilons=(0.5, 1, 2, 8), attack_targets=1, attack_steps=20)
+    hardware = Hardware(torch.device("cpu"), "fp32", "", eval_batch=16)
+    model = Banded()
+    target = torch.ones(3, dtype=torch.int64)
+    far = attacks.push(model, images.pixels, images.labels, target, 8 / 255, 20, hardware)
+    assert (model(far).argmax(1) == 0).all()  # it jumps over the band
+    found = attacks.attack("banded", {"banded": model}, images, settings, hardware)
+    assert found.robust.tolist() == [[True] * 3, [False] * 3, [False] * 3, [False] * 3]
+
+
 @pytest.mark.parametrize(("more", "masked"), [(0, False), (1, False), (2, False), (12, True)])
 def test_gradients_are_called_masked_beyond_chance_alone(more, masked):
     """`more` of 100 images are fooled by what was made for the other network alone."""
