@@ -197,7 +197,10 @@ def plot_selection(stress: Outcome) -> Figure:
 
 
 def plot_shift(stress: Outcome) -> Figure:
-    """By the corruptions' severity: calibration error, and coverage of the sets of classes."""
+    """By the corruptions' severity: calibration error, and coverage of the sets of classes.
+
+    Dotted is what the sets promise on images of the same source.
+    """
     figure, left, right = two_panels()
     for of_network in stress.networks:
         network = of_network.network
@@ -213,8 +216,16 @@ def plot_shift(stress: Outcome) -> Figure:
             plot_mean_and_range(right, SEVERITIES, coverage, network)
     left.set(xlabel="severity", ylabel="calibration error (%)", xticks=SEVERITIES)
     right.set(xlabel="severity", ylabel="coverage of sets (%)", xticks=SEVERITIES)
-    for sets in stress.networks[0].doubt.conformal:
-        right.axhline(100 * (1 - sets.miss), color="0.4", linestyle=":", zorder=1)
+    for of_severities in zip(*stress.networks[0].doubt.shift.sets, strict=True):
+        promised = 100 * (1 - of_severities[0].miss)
+        right.axhline(promised, color="0.4", linestyle=":", zorder=1)
+        right.annotate(
+            f"sets for {promised:g} %",
+            (3, of_severities[SEVERITIES.index(3)].coverage.mean()),
+            xytext=(2, 4),
+            textcoords="offset points",
+            fontsize=7,
+        )
     legend_above(figure, left)
     return figure
 

@@ -228,6 +228,7 @@ def corruptions_record(stress: Outcome | None, margin: float) -> dict[str, Any]:
         "reference": sentences.corruption_reference(stress),
         "verdicts": sentences.say_corruption(stress, margin),
         "changes": sentences.say_changes(stress),
+        "changes_in_short": sentences.say_changes_in_short(stress),
         "source": sentences.corruption_source(stress),
         "names": names,
     }

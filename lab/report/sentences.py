@@ -95,8 +95,8 @@ def say_verdict(comparison: Comparison, classes: Sequence[str], rules: statistic
     corrected = ", Holm-corrected over the networks" if difference.p_holm != difference.p else ""
     numbers = (
         f"{interval.value:+.2f} percentage points, {100 * (1 - rules.level):g} % interval "
-        f"{interval.low:+.2f} to {interval.high:+.2f} ({test}, p = {difference.p_holm:.2g}; "
-        f"against the margin p = {difference.margin_p_holm:.2g}{corrected}). The smallest margin "
+        f"{interval.low:+.2f} to {interval.high:+.2f} ({test}, {say_p(difference.p_holm)}; "
+        f"against the margin {say_p(difference.margin_p_holm)}{corrected}). The smallest margin "
         f"within which they are shown to be equivalent is {difference.smallest_margin():.2f} points"
     )
     if overall.over_seeds is None:
@@ -225,10 +225,10 @@ def say_sureness(mistakes: Sequence[SureMistakes], level: float) -> list[str]:
             sentences.append(
                 f"At {other.levels[k]:g} % confidence {other.network.title} makes "
                 f"{'fewer' if fewer else 'more'} mistakes than {first.network.title} as trained "
-                f"({' and '.join(as_trained)}, p = {other.p_as_trained[k]:.2g}); scaling the "
-                f"temperature changes that (to {' and '.join(scaled)}; p = "
-                f"{other.p_of_scaling[k]:.2g} of no such change, p = {other.p_scaled[k]:.2g} of no "
-                "difference afterwards)."
+                f"({' and '.join(as_trained)}, {say_p(other.p_as_trained[k])}); scaling the "
+                f"temperature changes that (to {' and '.join(scaled)}; "
+                f"{say_p(other.p_of_scaling[k])} of no such change, {say_p(other.p_scaled[k])} of "
+                "no difference afterwards)."
             )
             break
     return sentences
@@ -335,14 +335,41 @@ def say_changes(stress: Outcome) -> str:
     changes = changes_from_first(stress)
     if not changes:
         return ""
-    first = stress.networks[0].network.title
     surviving = [say_change(one) for one in changes if one.p_holm < stress.level]
-    rows = f"Of {len(changes)} differences from {first} in the table"
+    rows = f"Of {len(changes)} differences from {whose_differences(stress)} in the table"
     if not surviving:
         return f"{rows}, none is beyond chance (Holm-corrected over all of them)."
     return (
         f"{rows}, Holm-corrected over all of them, these are beyond chance: {'; '.join(surviving)}."
     )
+
+
+def say_changes_in_short(stress: Outcome) -> str:
+    """How many do, and of the results chosen to be shown which."""
+    changes = changes_from_first(stress)
+    surviving = [one for one in changes if one.p_holm < stress.level]
+    if not surviving:
+        return say_changes(stress)
+    chosen = []
+    for one in surviving:
+        if one.metric.shown:
+            value = format(one.interval.value, f"+.{one.metric.digits}f")
+            chosen.append(f"{one.metric.title()}, {one.network.title} ({value})")
+    are = "is" if len(surviving) == 1 else "are"
+    sentence = (
+        f"In the stress tests {len(surviving)} of {len(changes)} differences from "
+        f"{whose_differences(stress)} {are} beyond chance, Holm-corrected"
+    )
+    if not chosen:
+        return f"{sentence}, none of them in the results that were chosen beforehand to be shown."
+    return f"{sentence}; of the results chosen beforehand to be shown {join_with_and(chosen)}."
+
+
+def whose_differences(stress: Outcome) -> str:
+    """From the first network; with one seed, of networks as they were trained here."""
+    first = stress.networks[0].network.title
+    one_seed = len(stress.networks[0].corruptions.accuracy) == 1
+    return f"{first}, of these networks as trained here," if one_seed else first
 
 
 def say_change(change: Change) -> str:
@@ -353,8 +380,19 @@ def say_change(change: Change) -> str:
     )
     return (
         f"{change.metric.title()}, {change.network.title}: {value} ({low} to {high}, "
-        f"p = {change.p_holm:.2g})"
+        f"{say_p(change.p_holm)})"
     )
+
+
+LEAST_P = 0.0001  # what is smaller is not known so well: tests hold but roughly so far out
+
+
+def say_p(p: float) -> str:
+    return f"p < {LEAST_P:g}" if p < LEAST_P else f"p = {p:.2g}"
+
+
+def p_of_table(p: float) -> str:
+    return f"<{LEAST_P:g}" if p < LEAST_P else f"{p:.2g}"
 
 
 def say_temperatures(stress: Outcome) -> str:
@@ -384,7 +422,7 @@ def say_gates(stress: Outcome) -> str:
             f"{one.gates.accuracy_at_means.mean():.2f} % in place of "
             f"{one.gates.accuracy_as_learnt.mean():.2f} %: that the gates answer to the image is "
             f"worth {interval.value:+.2f} points to the trained network ({interval.low:+.2f} to "
-            f"{interval.high:+.2f}, p = {difference.p:.2g})."
+            f"{interval.high:+.2f}, {say_p(difference.p)})."
         )
     return " ".join(sentences)
 
@@ -422,8 +460,8 @@ def say_corruption(stress: Outcome, margin: float) -> str:
             interval = change.interval
             sentences.append(
                 f"Under corruption, {name_verdict(change, one.network, first, margin, seeds)}: "
-                f"{interval.value:+.2f} points, {interval.low:+.2f} to {interval.high:+.2f} (p = "
-                f"{change.p_holm:.2g}; against the margin p = {change.margin_p_holm:.2g})."
+                f"{interval.value:+.2f} points, {interval.low:+.2f} to {interval.high:+.2f} "
+                f"({say_p(change.p_holm)}; against the margin {say_p(change.margin_p_holm)})."
             )
     return " ".join(sentences)
 

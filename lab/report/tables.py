@@ -22,6 +22,8 @@ from lab.report import sentences
 from lab.report.measurements import Change, Metric, changes_from_first, measurements
 from lab.report.results import Results
 
+Style = str | Callable[[float], str]  # how a number is printed: a format, or what makes its text
+
 
 @dataclass(frozen=True)
 class Column:
@@ -29,7 +31,7 @@ class Column:
 
     heading: str
     numbers: Sequence[Interval | float | None]
-    formats: Sequence[str]
+    formats: Sequence[Style]
     network: str = ""  # whose numbers they are, where the heading does not say it
 
     def texts(self) -> list[str]:
@@ -38,11 +40,15 @@ class Column:
             if number is None:
                 texts.append("")
             elif isinstance(number, Interval):
-                value, low, high = (format(x, style) for x in dataclasses.astuple(number))
+                value, low, high = (printed(x, style) for x in dataclasses.astuple(number))
                 texts.append(f"{value} ({low} to {high})")
             else:
-                texts.append(format(number, style))
+                texts.append(printed(number, style))
         return texts
+
+
+def printed(number: float, style: Style) -> str:
+    return format(number, style) if isinstance(style, str) else style(number)
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Table:
         self,
         heading: str,
         numbers: Sequence[Interval | float | None],
-        style: str,
+        style: Style,
         network: str = "",
     ) -> None:
         self.columns.append(Column(heading, numbers, [style] * len(numbers), network))
@@ -118,7 +124,8 @@ def accuracy_table(results: Results) -> Table:
         table.add("change", [one.interval.value for one in differences], "+.2f", title)
         table.add("from", [one.interval.low for one in differences], "+.2f", title)
         table.add("to", [one.interval.high for one in differences], "+.2f", title)
-        table.add("p (of classes: Holm)", [one.p_holm for one in differences], ".2g", title)
+        ps = [one.p_holm for one in differences]
+        table.add("p (of classes: Holm)", ps, sentences.p_of_table, title)
     return table
 
 
@@ -142,7 +149,7 @@ def stress_table(stress: Outcome) -> Table:
         intervals = [changes[key].interval if key in changes else None for key in metrics]
         ps = [changes[key].p_holm if key in changes else None for key in metrics]
         table.columns.append(Column("change", intervals, signed, title))
-        table.columns.append(Column("p (Holm)", ps, [".2g"] * len(ps), title))
+        table.add("p (Holm)", ps, sentences.p_of_table, title)
     return table
 
 

@@ -14,7 +14,7 @@ from lab.measure.failures import SureMistakes
 from lab.measure.looks import Look
 from lab.measure.statistics import Difference, TTest, Verdict
 from lab.measure.stress import Outcome
-from lab.report import sentences
+from lab.report import measurements, sentences
 
 
 def test_what_the_temperature_takes_away_is_said():
@@ -156,14 +156,28 @@ def test_a_further_look_is_said_with_its_level(results):
 
 def test_what_survives_in_the_table_is_named(results):
     """And only that: with the level at 1 every row, with it at 0 none."""
-    every = sentences.say_changes(dataclasses.replace(results.stress, level=1.1))
-    assert every.count("p = ") > 30 and "these are beyond chance" in every
-    none = sentences.say_changes(dataclasses.replace(results.stress, level=1e-300))
-    assert none.endswith("none is beyond chance (Holm-corrected over all of them).")
+    every = dataclasses.replace(results.stress, level=1.1)
+    said = sentences.say_changes(every)
+    rows = measurements.changes_from_first(every)
+    assert said.count("p = ") + said.count("p < ") == len(rows) > 30
+    assert "from Baseline, of these networks as trained here, in the table" in said
+    assert "these are beyond chance" in said
+    short = sentences.say_changes_in_short(every)
+    assert f"{len(rows)} of {len(rows)} differences" in short
+    for row in rows:
+        assert (f"{row.metric.title()}, SE-Attention (" in short) == row.metric.shown
+    nothing = dataclasses.replace(results.stress, level=1e-300)
+    for say in (sentences.say_changes, sentences.say_changes_in_short):
+        assert say(nothing).endswith("none is beyond chance (Holm-corrected over all of them).")
+
+
+def test_no_p_is_given_that_is_too_small_to_be_known():
+    assert sentences.say_p(1e-140) == "p < 0.0001" and sentences.p_of_table(1e-140) == "<0.0001"
+    assert sentences.say_p(0.0123) == "p = 0.012" and sentences.p_of_table(0.0123) == "0.012"
 
 
 def test_gates_are_spoken_of_with_their_test(results):
     said = sentences.say_gates(results.stress)
     gates = results.stress.networks[1].gates
     assert f"{gates.change.interval.value:+.2f} points" in said
-    assert f"p = {gates.change.p:.2g}" in said
+    assert sentences.say_p(gates.change.p) in said

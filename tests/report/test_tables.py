@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from lab.report import measurements, tables
+from lab.report import measurements, sentences, tables
 
 
 def test_tables_print_numbers_in_their_digits(results):
@@ -15,7 +15,7 @@ def test_tables_print_numbers_in_their_digits(results):
     assert texts.iloc[-1].tolist() == [
         *(f"{one.accuracy.overall.value:.2f}" for one in results.networks),
         f"{change.value:+.2f}", f"{change.low:+.2f}", f"{change.high:+.2f}",
-        f"{overall.difference.p_holm:.2g}",
+        sentences.p_of_table(overall.difference.p_holm),
     ]  # fmt: skip
     assert list(texts.index) == [*results.classes, "Overall"]
     table = tables.stress_table(results.stress).texts()
@@ -45,7 +45,7 @@ def test_each_row_has_its_change_and_p(results):
         )
         shown = table.loc[change.metric.title()]
         assert shown["SE-Attention: change"] == f"{value} ({low} to {high})"
-        assert shown["p (Holm)"] == f"{p:.2g}"
+        assert shown["p (Holm)"] == sentences.p_of_table(p)
     assert table.loc[measurements.GATES_LEARNT.title(), "SE-Attention: change"] == ""
     accuracy = [one.corruptions.mean_accuracy for one in results.stress.networks]
     expected = accuracy[1].mean() - accuracy[0].mean()
