@@ -23,7 +23,7 @@ def test_each_number_that_the_paper_rounds_is_a_runs():
     page = (ROOT / "docs" / "numbers.md").read_text()
     found = re.search(r"\n## The paper's\n.*?runs/(\w+)\.json(.*)", page, re.DOTALL)
     listed = dict(re.findall(r"^\| `([^`]+)` \| (\S+) \|$", found[2], re.MULTILINE))
-    assert len(listed) > 57 and listed == dict(numbers_in_report(run_record(found[1])))
+    assert len(listed) > 50 and listed == dict(numbers_in_report(run_record(found[1])))
 
 
 def compile_report(folder, run):
@@ -67,8 +67,8 @@ def numbers_in_report(record):
                 filled = filled.replace(r"\stage", stage)
                 try:
                     value = look_up(record, filled)
-                except KeyError:  # the first network has no change, and no gates
-                    continue
+                except (KeyError, TypeError):  # the first network has no change and no gates, and
+                    continue  # one seed no spread
                 yield filled, f"{value:,.{digits}f}".replace("-", "−")
 
 
@@ -192,7 +192,7 @@ def test_the_reports_text_is_right_whichever_way_it_fell(
         "--shapes-train",
         "1000",
         "--shapes-test",
-        "200",
+        "300",
         "--seeds",
         str(seeds),
     ]
