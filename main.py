@@ -46,7 +46,7 @@ try:
     from torch import Tensor, nn
     from tqdm import tqdm
 
-    from lab.data import benchmarks, cifar10, download, shapes, synthetic
+    from lab.data import benchmarks, cifar10, cifar10h, download, shapes, synthetic
     from lab.data.images import IMAGE_SIZE, Dataset, Images, Split, to_input
     from lab.machine import abreast, console
     from lab.machine.device import (
@@ -260,6 +260,7 @@ def load_data(settings: Settings) -> Dataset:
     foreign_count = math.ceil(stress_share * settings.stress_tests.doubt.foreign_images)
     official: dict[str, np.ndarray] = {}
     foreign: dict[str, Tensor] = {}
+    people: Tensor | None = None
     if recipe.dataset == "shapes":
         title = "Shapes"
         classes = tuple(shapes.SHAPES)
@@ -275,6 +276,7 @@ def load_data(settings: Settings) -> Dataset:
         explained = ("cat", "dog", "bird", "airplane", "ship")
         train = Images(torch.from_numpy(train_part.data), torch.tensor(train_part.targets))
         test = Images(torch.from_numpy(test_part.data), torch.tensor(test_part.targets))
+        people = cifar10h.find(folder, test.labels)
         if stress_share > 0:
             official = benchmarks.find_official(folder, test.labels, corruptions.EXTRA)
         if foreign_count > 0:
@@ -284,7 +286,7 @@ def load_data(settings: Settings) -> Dataset:
     splits = {}
     for seed in settings.all_seeds():
         splits[seed] = split_train(train.labels, recipe.validation, seed)
-    return Dataset(title, classes, explained, train, test, splits, official, foreign)
+    return Dataset(title, classes, explained, train, test, splits, official, foreign, people)
 
 
 def other_kinds(settings: Settings, count: int = 200) -> dict[str, Tensor]:
@@ -1054,7 +1056,7 @@ def measure(
         results = replace(results, explained=explained)
 
     with parts.part("failures"):
-        dossier = failures.study(by_network, data, settings.failures, rules)
+        dossier = failures.study(by_network, data, settings.failures, rules, seed)
         results = replace(results, failures=dossier)
     writer.write_numbers(results, files)
 

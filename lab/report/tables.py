@@ -184,6 +184,29 @@ def mistakes_table(results: Results, dossier: Dossier) -> Table:
     return table
 
 
+def people_table(results: Results, dossier: Dossier) -> Table | None:
+    """Mistakes by how many people agree with the label; None without people's answers."""
+    if dossier.people is None:
+        return None
+    groups = dossier.people.groups
+    names = []
+    for group in groups:
+        upper = "and more" if group.high > 100 else f"to {group.high:g}"
+        names.append(f"{group.low:g} {upper}")
+    table = Table("Percent of people that choose the label", names)
+    table.add("images", [group.images for group in groups], ",")
+    first, *others = [of_network.network for of_network in results.networks]
+    for network in (first, *others):
+        errors = [group.error[network.key] for group in groups]
+        table.add("error (%)", errors, ".2f", network.title)
+        if network is not first:
+            changes = [group.change[network.key] for group in groups]
+            table.add("change", [one.interval for one in changes], "+.2f", network.title)
+            ps = [one.p_holm for one in changes]
+            table.add("p (Holm)", ps, sentences.p_of_table, network.title)
+    return table
+
+
 def classes_table(results: Results, dossier: Dossier) -> Table:
     """Precision, recall and F1 by class, and their means over the classes."""
     table = Table("Class", [*results.classes, "Mean (macro)"])
@@ -247,7 +270,8 @@ def layers_table(results: Results) -> Table:
 
 TABLES: dict[str, Callable[[Results], Table]] = {"accuracy": accuracy_table, "layers": layers_table}
 
-FAILURE_TABLES: dict[str, Callable[[Results, Dossier], Table]] = {
+FAILURE_TABLES: dict[str, Callable[[Results, Dossier], Table | None]] = {
+    "people": people_table,
     "transitions": transitions_table,
     "sure_mistakes": mistakes_table,
     "classes": classes_table,
@@ -262,7 +286,9 @@ def all_tables(results: Results) -> Iterator[tuple[str, Table]]:
         yield name, make(results)
     if results.failures is not None:
         for name, make_of_failures in FAILURE_TABLES.items():
-            yield name, make_of_failures(results, results.failures)
+            table = make_of_failures(results, results.failures)
+            if table is not None:
+                yield name, table
     if results.stress is not None:
         yield "stress_tests", stress_table(results.stress)
 

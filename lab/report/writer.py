@@ -89,19 +89,23 @@ def summary_parts(results: Results) -> Iterator[SummaryPart]:
         )
     if results.failures is not None:
         said = sentences.say_failures(results, results.failures)
+        of_failures = [
+            tables.transitions_table(results, results.failures),
+            tables.mistakes_table(results, results.failures),
+            tables.associations_table(results, results.failures),
+        ]
+        of_people = tables.people_table(results, results.failures)
+        if of_people is not None:
+            of_failures.insert(1, of_people)
         yield SummaryPart(
             "Failures",
-            [said.transitions, said.sureness, said.common, said.suspects],
-            [
-                tables.transitions_table(results, results.failures),
-                tables.mistakes_table(results, results.failures),
-                tables.associations_table(results, results.failures),
-            ],
+            [said.transitions, said.people, said.sureness, said.common, said.suspects],
+            of_failures,
             [
                 ("transitions", "What becomes of mistakes, and how sure they are"),
                 ("associations", "Error by fifths of what images are like"),
                 ("failure_cases", "The most confident mistakes, of all networks and of each alone"),
-                ("label_suspects", "Test images whose label may be wrong"),
+                ("label_suspects", "Test images on which all networks agree against the label"),
             ],
         )
     look_inside = [(f"gradcam_{name}", f"Grad-CAM, {name}") for name, _ in named_images(results)]

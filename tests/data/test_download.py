@@ -95,7 +95,7 @@ def mirrors(monkeypatch, tmp_path):
         archive = dataclasses.replace(
             cifar10.ARCHIVE,
             size=len(ARCHIVE),
-            md5=hashlib.md5(ARCHIVE).hexdigest(),
+            hash=hashlib.md5(ARCHIVE).hexdigest(),
             mirrors=tuple(urls),
         )
         monkeypatch.setattr(cifar10, "ARCHIVE", archive)
@@ -264,7 +264,7 @@ EVIL = archive_of(
 
 def test_nothing_but_the_batches_is_unpacked(mirrors, monkeypatch, capsys):
     folder, _ = mirrors("nobody")
-    evil = dataclasses.replace(cifar10.ARCHIVE, md5=hashlib.md5(EVIL).hexdigest())
+    evil = dataclasses.replace(cifar10.ARCHIVE, hash=hashlib.md5(EVIL).hexdigest())
     monkeypatch.setattr(cifar10, "ARCHIVE", evil)
     (folder / "cifar-10-python.tar.gz").write_bytes(EVIL)
     message = refused(capsys, *out_of(folder))
