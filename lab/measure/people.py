@@ -61,6 +61,7 @@ class Group:
 class Scores:
     """Mistakes that people make too, and mistakes that they don't."""
 
+    sure: float  # the share of people, in percent, from which on they count as sure
     groups: tuple[Group, ...]  # the least agreement first
     clear: Group | None  # the images of which people are sure; None where there are none
     unclear: Group | None  # all others
@@ -98,6 +99,7 @@ def compare(
         else:
             unclear = group
     return Scores(
+        sure=settings.sure(),
         groups=find_groups(correct, share, settings.people_levels, rules),
         clear=clear,
         unclear=unclear,
@@ -254,5 +256,7 @@ def entropy(probabilities: Tensor) -> Tensor:
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Spearman's, of values [N] that may be tied."""
+    """Spearman's, of values [N] that may be tied; 0 where one is the same for all."""
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return 0.0
     return float(scipy.stats.spearmanr(one, other).statistic)

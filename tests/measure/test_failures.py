@@ -153,13 +153,23 @@ def test_failures_are_of_distinct_kinds_with_all_networks_answers():
     model = main.build_network(SE, recipe, 4)
     called = torch.tensor([1, 0, 0, 2, 0, 0])
     second = evaluation_of(called, confidence, labels, model=model, network=SE)
-    groups = failures.group_mistakes([first, second], test, suspected=[4], count=5)
-    # of the two that the first calls 1, the surer; and not the one whose label is suspected
-    assert [[image.index for image in group.images] for group in groups] == [[0], [1, 2], [3]]
+    groups = failures.group_mistakes([first, second], test, [4], None, 95, 5)
+    # of the two that the first calls 1, the surer
+    assert [indices(group) for group in groups] == [[0], [4, 1, 2], [3]]
     assert [group.network for group in groups] == [None, BASELINE, SE]
     for group in groups:
-        for image in group.images:
-            assert [answer.network for answer in image.answers] == [BASELINE, SE]
-    groups = failures.group_mistakes([first, second], test, [], 1)
-    assert [len(group.images) for group in groups] == [1] * 3
-    assert groups[1].images[0].index == 4  # which is the surest, now that it is not suspected
+        for mistake in group.mistakes:
+            assert [answer.network for answer in mistake.image.answers] == [BASELINE, SE]
+            assert mistake.is_suspect == (mistake.image.index == 4)
+            assert mistake.people_for_label is None
+    groups = failures.group_mistakes([first, second], test, [], None, 95, 1)
+    assert [indices(group) for group in groups] == [[0], [4], [3]]
+    # those that people are sure of come first
+    share = np.array([90, 95, 96, 97, 94, 99.0])
+    groups = failures.group_mistakes([first, second], test, [], share, 95, 5)
+    assert [indices(group) for group in groups] == [[0], [1, 2, 4], [3]]
+    assert [mistake.people_for_label for mistake in groups[1].mistakes] == [95, 96, 94]
+
+
+def indices(group):
+    return [mistake.image.index for mistake in group.mistakes]

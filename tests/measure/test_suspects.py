@@ -1,11 +1,11 @@
-"""Labels that may be wrong: exchanged ones are found, and what is said without them."""
+"""Images that are hard or mislabelled: exchanged labels are found, and what people say of them."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
-from helpers import BASELINE, SE, evaluation_of
+from helpers import SE, evaluation_of
 
 from lab.data.images import Images
 from lab.measure import comparison, statistics, suspects
@@ -49,10 +49,24 @@ def test_suspects_are_those_on_which_all_agree_surely():
     (suspect,) = suspects.find(by_network, test)
     assert (suspect.index, suspect.label, suspect.called) == (0, 0, 1)
     rules = statistics.Settings()
-    found = suspects.study(by_network, test, rules)
-    assert found.accuracy["baseline"].value == pytest.approx(100 * 7 / 9)
-    assert found.differences["se_attention"].interval.value == 0
     compared = comparison.compare_with_first(by_network, labels.numpy(), 2, rules)
-    said = sentences.say_suspects(found, [BASELINE, SE], compared, 10, 0.5)
-    assert "Of 10 test labels, 1 is suspected" in said and "The verdict stands" in said
-    assert "Without it accuracy is" in said
+    found = suspects.study(by_network, test, None, rules)
+    said = sentences.say_suspects(found, compared, 10, 0.5)
+    assert "On 1 of 10 test images all networks agree with confidence against the label" in said
+    assert "hard or mislabelled" in said and "ccuracy" not in said and "eople" not in said
+
+    # People reject the label of the suspect, of one on which the networks disagree, and of one more
+    shares = torch.nn.functional.one_hot(labels, 4).double()
+    for index in (0, 1, 9):
+        shares[index] = torch.tensor([0.3, 0.3, 0, 0.4])
+    found = suspects.study(by_network, test, shares, rules)
+    assert (found.rejected.images, found.rejected.suspected) == (3, 1)
+    assert (found.suspects[0].people_for_label, found.suspects[0].people_for_called) == (30, 30)
+    assert found.rejected.accuracy["baseline"].value == pytest.approx(100 * 6 / 7)
+    assert found.rejected.differences["se_attention"].interval.value == 0
+    said = sentences.say_suspects(found, compared, 10, 0.5)
+    assert (
+        "Of 3 test images on which more people choose another class than the label, 1 are" in said
+    )
+    assert "Without what people reject accuracy is 85.71 % (Baseline)" in said
+    assert "The verdict stands" in said

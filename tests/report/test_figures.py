@@ -240,5 +240,5 @@ def test_errors_by_attribute_have_one_axis(results, style):
 
 def test_no_image_fails_twice_in_the_figure(results):
     for group, other in itertools.combinations(results.failures.groups, 2):
-        shown = {image.index for image in group.images}
+        shown = {mistake.image.index for mistake in group.mistakes}
         assert not shown & {image.index for image in other.images}
