@@ -34,6 +34,8 @@ def promised_files(output):
         absent.append("plots/seeds.png")
     if found["failures"]["suspect_count"] == 0:
         absent.append("plots/label_suspects.png")
+    if not found["failures"]["people"]:
+        absent.append("results/people.csv")
     for name in re.findall(r"`((?:models|results|plots|gradcam)/[^`]+)`", table):
         if name in absent:
             continue
@@ -290,6 +292,9 @@ def test_a_run_on_real_cifar10(cifar10_dir, tmp_path, monkeypatch):
     accuracies = [one["accuracy"]["overall"]["value"] for one in found["networks"].values()]
     assert all(30 < accuracy < 80 for accuracy in accuracies)
     assert found["corruptions"]["source"] == "made by main.py"
+    with_people = (Path(cifar10_dir) / "cifar10h").exists()
+    assert bool(found["failures"]["people"]) == with_people
+    assert ("peoples_doubt_scaled" in found["stress"]["baseline"]) == with_people
 
     arrays = {"fog": np.zeros((5, 10_000, 32, 32, 3), np.uint8)}
     monkeypatch.setattr(benchmarks, "find_official", lambda folder, labels, extra: arrays)
