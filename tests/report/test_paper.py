@@ -192,7 +192,7 @@ def test_the_reports_text_is_right_whichever_way_it_fell(
         "--shapes-train",
         "1000",
         "--shapes-test",
-        "300",
+        "400",
         "--seeds",
         str(seeds),
     ]
