@@ -271,6 +271,7 @@ def load_data(settings: Settings) -> Dataset:
             foreign["noise"] = synthetic.noise(foreign_count, recipe.shapes_seed)
     else:
         title = "CIFAR-10"
+        packages.import_one(packages.WITH_CIFAR10)
         train_part, test_part = cifar10.load(settings.data_dir, settings.download)
         classes = tuple(train_part.classes)
         explained = ("cat", "dog", "bird", "airplane", "ship")

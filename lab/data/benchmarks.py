@@ -78,12 +78,14 @@ def find_foreign(folder: Path, count: int) -> dict[str, Tensor]:
     """At most `count` images uint8 [N, 32, 32, 3] of each other data set in `folder`, by name."""
     pixels = {}
     for name, source in FOREIGN.items():
+        there = [folder / part for part in source.parts if (folder / part).exists()]
+        if not there:
+            continue  # torchvision, which would say so, takes seconds to import
         try:
             pixels[name] = torch.from_numpy(source.read(folder)[:count])
-        except RuntimeError:  # absent or not whole, as torchvision says it
-            for part in source.parts:
-                if (folder / part).exists():
-                    print(f"{folder / part} is there, but {name} is not unpacked or not whole")
+        except RuntimeError:  # not whole
+            for part in there:
+                print(f"{part} is there, but {name} is not unpacked or not whole")
     return pixels
 
 

@@ -98,7 +98,7 @@ def test_foreign_images_are_read_where_they_lie(tmp_path, monkeypatch):
         settings = main.Settings(tmp_path, recipe=recipe, stress_tests=stress_tests, shapes_test=20)
         return main.load_data(settings).foreign
 
-    monkeypatch.setattr(benchmarks, "FOREIGN", {"SVHN": benchmarks.ForeignImages(read, ())})
+    monkeypatch.setattr(benchmarks, "FOREIGN", {"SVHN": benchmarks.ForeignImages(read, ("there",))})
     assert list(find("full")) == ["noise"] and benchmarks.find_foreign(tmp_path, 20) == {}
     (tmp_path / "there").touch()
     found = find("full")

@@ -8,8 +8,9 @@ import sys
 
 import joblib
 import pytest
-from helpers import MAIN, refused, run_main, tiny
+from helpers import MAIN, SKETCHING, refused, run_main, tiny
 
+import main
 from lab.machine import packages
 
 
@@ -78,6 +79,24 @@ def test_a_broken_package_is_told_before_any_work(broken, tmp_path, monkeypatch,
     monkeypatch.delitem(sys.modules, "tabulate", raising=False)
     assert_told(refused(capsys, *tiny(tmp_path / "output", "--precision", "fp32")), PROBLEM)
     assert not (tmp_path / "output").exists()
+
+
+def test_a_broken_package_that_only_cifar10_needs_is_told_before_any_training(
+    broken, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.syspath_prepend(broken("torchvision"))
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    monkeypatch.setattr(main, "train_all", None)  # calling it would fail
+    places = ["--data-dir", str(tmp_path), "--output-dir", str(tmp_path / "output")]
+    assert_told(refused(capsys, *places, "--precision", "fp32"), PROBLEM)
+
+
+@pytest.mark.slow
+def test_drawn_shapes_do_without_what_only_cifar10_needs(broken, tmp_path):
+    """It brings PyTorch's compiler, which takes seconds to import."""
+    arguments = tiny(tmp_path, "--precision", "fp32", "--stress", "quick")
+    run = run_main(*arguments, program=SKETCHING, PYTHONPATH=broken("torchvision"))
+    assert run.returncode == 0, run.stderr
 
 
 def test_a_broken_package_that_help_needs_is_told_at_once(broken):
