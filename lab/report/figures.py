@@ -481,13 +481,15 @@ def plot_excitation(stress: Outcome) -> Figure | None:
     return plot_matrices(rows, xlabel="channel") if rows else None
 
 
-def explained_row(
-    image: ExplainedImage, classes: Sequence[str], more: Sequence[str] = ()
-) -> list[Picture]:
+def explained_row(image: ExplainedImage, classes: Sequence[str]) -> list[Picture]:
     """The image with its true class, then each answer's heatmap with what the network says."""
-    row = [
-        Picture(image.pixels, "\n".join([classes[image.label], *more, f"(image {image.index})"]))
-    ]
+    caption = f"{classes[image.label]}\n(image {image.index})"
+    return [Picture(image.pixels, caption), *heatmaps_of(image, classes)]
+
+
+def heatmaps_of(image: ExplainedImage, classes: Sequence[str]) -> list[Picture]:
+    """Each network's, with what it says."""
+    row = []
     for answer in image.answers:
         caption = f"{answer.network.title}:\n{classes[answer.predicted]}\n{answer.confidence:.0%}"
         heat = drawing.overlay(image.pixels, answer.heatmap)
@@ -517,36 +519,40 @@ def plot_failures(results: Results, dossier: Dossier) -> Figure:
             for group in dossier.groups[first : first + abreast]:
                 columns = []
                 for mistake in group.mistakes[start : min(start + fitting, shown)]:
-                    more = said_of_label(mistake)
-                    columns.append(explained_row(mistake.image, results.classes, more))
+                    heatmaps = heatmaps_of(mistake.image, results.classes)
+                    columns.append([picture_of(mistake, results.classes), *heatmaps])
                 rows = list(zip(*columns, strict=True))
                 blocks.append(PictureBlock(group.title(), rows))
             lines.append(blocks)
     return drawing.plot_pictures(lines, heat_scale=True)
 
 
-def said_of_label(mistake: Mistake) -> list[str]:
-    """How many people agree with it; with "?" where all networks agree against it."""
+def picture_of(mistake: Mistake, classes: Sequence[str]) -> Picture:
+    """The image with its label, a "?" where all networks agree against it, and how many people
+    choose it where that is known."""
     doubt = "?" if mistake.is_suspect else ""
-    if mistake.people_for_label is None:
-        return ["label?"] if mistake.is_suspect else []
-    return [f"people {mistake.people_for_label:.0f}%{doubt}"]
+    caption = [f"{classes[mistake.image.label]}{doubt}"]
+    if mistake.people_for_label is not None:
+        caption.append(f"people {mistake.people_for_label:.0f}%")
+    caption.append(f"(image {mistake.image.index})")
+    return Picture(mistake.image.pixels, "\n".join(caption))
 
 
 def plot_suspects(results: Results, dossier: Dossier) -> Figure | None:
-    """Test images on which all networks agree against the label, and people's answers where they
-    are known; the likeliest first, None without any."""
+    """Test images on which all networks agree against the label, the likeliest first; None without.
+
+    Label and networks' class; where they are known, how many people choose the one and the other.
+    """
     pictures = []
     for suspect in dossier.labels.suspects[: results.setup.suspect_images]:
         label = results.classes[suspect.label]
         called = results.classes[suspect.called]
-        caption = f"{label}?\n{called} {suspect.probability:.0%}\n(image {suspect.index})"
+        caption = [f"{label}?", f"{called} {suspect.probability:.0%}"]
         if suspect.people_for_label is not None:
-            caption += (
-                f"\npeople: {label} {suspect.people_for_label:.0f}%\n"
-                f"{called} {suspect.people_for_called:.0f}%"
-            )
-        pictures.append(Picture(suspect.pixels, caption))
+            shares = f"{suspect.people_for_label:.0f}%, {suspect.people_for_called:.0f}%"
+            caption.append(f"people {shares}")
+        caption.append(f"(image {suspect.index})")
+        pictures.append(Picture(suspect.pixels, "\n".join(caption)))
     if not pictures:
         return None
     rows = [pictures[k : k + 8] for k in range(0, len(pictures), 8)]

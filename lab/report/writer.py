@@ -105,7 +105,11 @@ def summary_parts(results: Results) -> Iterator[SummaryPart]:
                 ("transitions", "What becomes of mistakes, and how sure they are"),
                 ("associations", "Error by fifths of what images are like"),
                 ("failure_cases", "The most confident mistakes, of all networks and of each alone"),
-                ("label_suspects", "Test images on which all networks agree against the label"),
+                (
+                    "label_suspects",
+                    "Test images on which all networks agree against the label: that, the "
+                    "networks' class, and how many people choose the one and the other",
+                ),
             ],
         )
     look_inside = [(f"gradcam_{name}", f"Grad-CAM, {name}") for name, _ in named_images(results)]

@@ -12,7 +12,9 @@ from helpers import ROOT
 
 from lab.data import shapes
 from lab.measure.comparison import AccuracyIntervals
+from lab.measure.failures import Mistake
 from lab.measure.statistics import Interval
+from lab.measure.suspects import Suspect
 from lab.report import drawing, figures
 from lab.report.results import named_images
 
@@ -21,10 +23,14 @@ CIFAR10 = tuple("airplane automobile bird cat deer dog frog horse ship truck".sp
 
 @pytest.fixture(scope="module", params=[CIFAR10, tuple(shapes.SHAPES)], ids=["cifar10", "shapes"])
 def laid_out(request, results):
-    """Every figure by its name, all in its place, with classes of these names."""
+    """Every figure by its name, all in its place, with classes of these names; for CIFAR-10's with
+    people's answers too."""
     if request.param != results.classes:
         stress = dataclasses.replace(results.stress, classes=request.param)
-        results = dataclasses.replace(results, classes=request.param, stress=stress)
+        dossier = with_people(results.failures)
+        results = dataclasses.replace(
+            results, classes=request.param, stress=stress, failures=dossier
+        )
     drawn = []
     with drawing.style():
         for name, plot in figures.all_figures(results):
@@ -34,6 +40,22 @@ def laid_out(request, results):
                 figure.set_layout_engine("none")  # all stays where it is
             drawn.append((name, figure))
     return drawn
+
+
+def with_people(dossier):
+    """As if all mistakes were on images on whose label all people agree, and no network did."""
+    groups = []
+    for group in dossier.groups:
+        mistakes = []
+        for mistake in group.mistakes:
+            mistakes.append(Mistake(mistake.image, people_for_label=100.0, is_suspect=True))
+        groups.append(dataclasses.replace(group, mistakes=tuple(mistakes)))
+    suspect = Suspect(
+        index=9999, pixels=np.zeros((32, 32, 3), np.uint8), label=1, called=1, probability=1.0,
+        people_for_label=100.0, people_for_called=0.0,
+    )  # fmt: skip
+    labels = dataclasses.replace(dossier.labels, suspects=(suspect,) * 16)
+    return dataclasses.replace(dossier, groups=tuple(groups), labels=labels)
 
 
 def test_every_figure_has_a_name_of_its_own(results):
