@@ -549,8 +549,8 @@ def plot_suspects(results: Results, dossier: Dossier) -> Figure | None:
         called = results.classes[suspect.called]
         caption = [f"{label}?", f"{called} {suspect.probability:.0%}"]
         if suspect.people_for_label is not None:
-            shares = f"{suspect.people_for_label:.0f}%, {suspect.people_for_called:.0f}%"
-            caption.append(f"people {shares}")
+            shares = f"{suspect.people_for_label:.0f}/{suspect.people_for_called:.0f}"
+            caption.append(f"people {shares}%")
         caption.append(f"(image {suspect.index})")
         pictures.append(Picture(suspect.pixels, "\n".join(caption)))
     if not pictures:
