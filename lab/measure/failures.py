@@ -41,7 +41,7 @@ class Settings:
 
     failure_images: Annotated[int, Between(1, 20)] = 6
     """images of each kind in the failure figure, where they fill its rows"""
-    suspect_images: Annotated[int, Between(1, 100)] = 16
+    suspect_images: Annotated[int, Between(1, 100)] = 14
     """images in the figure of those on which all networks agree against the label"""
     sure_levels: Annotated[tuple[float, ...], Between(0, 100)] = (50, 60, 70, 80, 90, 95, 99)
     """confidences, in percent, from which mistakes are counted"""

@@ -555,7 +555,7 @@ def plot_suspects(results: Results, dossier: Dossier) -> Figure | None:
         pictures.append(Picture(suspect.pixels, "\n".join(caption)))
     if not pictures:
         return None
-    rows = [pictures[k : k + 8] for k in range(0, len(pictures), 8)]
+    rows = [pictures[k : k + 7] for k in range(0, len(pictures), 7)]  # else names touch
     return drawing.plot_pictures([[PictureBlock("", rows)]], heat_scale=False)
 
 
