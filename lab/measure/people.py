@@ -6,6 +6,7 @@ people agree with the label, and how far the networks' probabilities are people'
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import itertools
 from collections.abc import Mapping, Sequence
@@ -52,6 +53,7 @@ class Group:
     low: float  # percent of people that choose the label, at least
     high: float  # less than so many; above 100 in the last group
     images: int
+    mistakes: dict[str, float]  # mean over the seeds, by network
     error: dict[str, Interval]  # percent of these images, by network
     # Of the error, from the first network, by the other's key; p corrected over groups and networks
     change: dict[str, Difference]
@@ -125,18 +127,21 @@ def find_groups(
         if not inside.any():
             continue
         images = int(inside.sum())
+        mistakes = {}
         error = {}
         for key, of_network in correct.items():
-            error[key] = statistics.share_interval((~of_network[:, inside]).sum(1), images, rules)
+            wrong = (~of_network[:, inside]).sum(1)
+            mistakes[key] = float(wrong.mean())
+            error[key] = statistics.share_interval(wrong, images, rules)
         for key in others:
             lost = first[:, inside].astype(int) - correct[key][:, inside]
             changes.append(statistics.judge_answers(lost, rules))
-        found.append(Group(low, high, images, error, {}))
+        found.append(Group(low, high, images, mistakes, error, {}))
     corrected = iter(statistics.correct_differences(changes, rules.level))
     groups = []
     for group in found:
         change = {key: next(corrected) for key in others}
-        groups.append(Group(group.low, group.high, group.images, group.error, change))
+        groups.append(dataclasses.replace(group, change=change))
     return tuple(groups)
 
 

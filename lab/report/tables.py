@@ -196,7 +196,10 @@ def people_table(results: Results, dossier: Dossier) -> Table | None:
     table = Table("Percent of people that choose the label", names)
     table.add("images", [group.images for group in groups], ",")
     first, *others = [of_network.network for of_network in results.networks]
+    style = sentences.count_style(len(results.setup.seeds))
     for network in (first, *others):
+        mistakes = [group.mistakes[network.key] for group in groups]
+        table.add("mistakes", mistakes, style, network.title)
         errors = [group.error[network.key] for group in groups]
         table.add("error (%)", errors, ".2f", network.title)
         if network is not first:

@@ -37,6 +37,7 @@ def test_mistakes_are_counted_by_peoples_agreement():
     found = people.compare(by_network, labels, shares, people.Settings(), RULES, 42)
     assert [(group.low, group.images) for group in found.groups] == [(50, 200), (95, 200)]
     assert found.clear.low == 95 and found.unclear.high == 95
+    assert found.groups[1].mistakes == {"baseline": 20, "se_attention": 5}
     assert found.groups[1].error["baseline"].value == 10
     assert found.groups[1].error["se_attention"].value == pytest.approx(2.5)
     changes = [group.change["se_attention"] for group in found.groups]

@@ -230,9 +230,20 @@ def test_the_readmes_network_computes():
 
 @pytest.mark.slow
 def test_a_third_network_is_a_class_and_a_line(tmp_path, monkeypatch, sketching):
-    """It goes through training, stress tests, tables and figures to the paper; with two seeds, so
-    that all sections show."""
+    """It goes through training, stress tests, tables and figures to the paper; with two seeds and
+    people's answers, so that all sections show."""
     eca = readmes_network()
+    load = main.load_data
+
+    def load_with_people(settings):
+        data = load(settings)
+        labels = data.test.labels
+        share = torch.linspace(0.3, 1, len(labels), dtype=torch.float64)
+        people = ((1 - share) / 9)[:, None].repeat(1, 10)
+        people = people.scatter(1, labels[:, None], share[:, None])
+        return dataclasses.replace(data, people=people)
+
+    monkeypatch.setattr(main, "load_data", load_with_people)
     monkeypatch.setattr(main, "NETWORKS", [*main.NETWORKS, eca])
     main.main(tiny(tmp_path / "run", *STRESS, "--seeds", "2"))
     found = comparison(tmp_path / "run")
@@ -245,6 +256,10 @@ def test_a_third_network_is_a_class_and_a_line(tmp_path, monkeypatch, sketching)
         assert (tmp_path / "run" / name).stat().st_size > 100
     summary = (tmp_path / "run" / "results" / "summary.md").read_text()
     assert "ECA CNN is" in summary and "SE-Attention CNN is" in summary
+    rows = (tmp_path / "run" / "results" / "people.csv").read_text().splitlines()
+    assert "ECA: p (Holm)" in rows[0] and len(rows) == 5
+    predictions = (tmp_path / "run" / "results" / "predictions.csv").read_text().splitlines()
+    assert "human_label_share,human_class" in predictions[0]
     text, log, _ = compile_report(tmp_path, tmp_path / "run")
     assert_clean(log)
     assert "ECA has ECA after each stage" in text
@@ -258,6 +273,8 @@ def test_a_third_network_is_a_class_and_a_line(tmp_path, monkeypatch, sketching)
     for key, number in printed.items():
         assert number in text or number.replace("−0.00", "0.00") in text, (key, number)
     assert found["masking"] in text.replace("\n", " ")
+    assert "Mistakes that people make too." in text and "80 to 95" in text
+    assert "From Baseline to ECA it is" in text
     assert f"{found['networks']['eca']['parameters']:,}" in text
 
 
