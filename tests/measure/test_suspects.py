@@ -58,7 +58,7 @@ def test_suspects_are_those_on_which_all_agree_surely():
     # People reject the label of the suspect, of one on which the networks disagree, and of one more
     shares = torch.nn.functional.one_hot(labels, 4).double()
     for index in (0, 1, 9):
-        shares[index] = torch.tensor([0.3, 0.3, 0, 0.4])
+        shares[index] = torch.tensor([0.3, 0.3, 0, 0.4], dtype=torch.float64)
     found = suspects.study(by_network, test, shares, rules)
     assert (found.rejected.images, found.rejected.suspected) == (3, 1)
     assert (found.suspects[0].people_for_label, found.suspects[0].people_for_called) == (30, 30)
