@@ -8,6 +8,7 @@ chose each class, or None where their answers are not there. What is there and w
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,8 @@ def fetch(folder: Path, settings: download.Settings) -> None:
         download.fetch(ARCHIVE, path, dataclasses.replace(settings, mirror=""))
     except UserError as error:
         print(error)
+        with suppress(OSError):  # what was begun is kept
+            path.parent.rmdir()
 
 
 def find(folder: Path, labels: Tensor) -> Tensor | None:

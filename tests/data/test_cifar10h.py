@@ -155,4 +155,4 @@ def test_what_cannot_be_had_costs_a_line(server, tmp_path, capsys, content):
     cifar10h.fetch(tmp_path / "data", PATIENCE)
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("CIFAR-10H could not be downloaded") and "SHA256 " in line
-    assert not list((tmp_path / "data").rglob("*.npy"))
+    assert not list((tmp_path / "data").rglob("*"))

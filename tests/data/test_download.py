@@ -15,7 +15,7 @@ import pytest
 from helpers import refused
 
 import main
-from lab.data import cifar10, download
+from lab.data import cifar10, cifar10h, download
 from lab.machine.options import UserError
 
 
@@ -86,6 +86,8 @@ def mirrors(monkeypatch, tmp_path):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
     threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
     Mirror.asked = []
+    nobody = dataclasses.replace(cifar10h.ARCHIVE, mirrors=("http://127.0.0.1:1/",))
+    monkeypatch.setattr(cifar10h, "ARCHIVE", nobody)
 
     def make(*faults):
         address = f"http://127.0.0.1:{server.server_port}"
