@@ -352,8 +352,7 @@ def processor_name() -> str:
 def versions() -> dict[str, str]:
     """The versions of Python and of the packages that numbers depend on.
 
-    The modules say it, not pip's records: OpenCV comes under several names. But torchvision's
-    records do, since its import takes seconds, and only CIFAR-10 needs it.
+    The modules say it, not pip's records: OpenCV comes under several names.
     """
     import matplotlib
     import sklearn
@@ -361,9 +360,19 @@ def versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "torchvision": importlib.metadata.version("torchvision"),
+        "torchvision": version_of_torchvision(),
         "numpy": np.__version__,
         "scikit-learn": sklearn.__version__,
         "opencv": cv2.__version__,
         "matplotlib": matplotlib.__version__,
     }
+
+
+def version_of_torchvision() -> str:
+    """As pip's records say it, where there are any: its import takes seconds."""
+    try:
+        return importlib.metadata.version("torchvision")
+    except importlib.metadata.PackageNotFoundError:
+        import torchvision
+
+        return str(torchvision.__version__)
