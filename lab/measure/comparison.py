@@ -191,7 +191,9 @@ def compare_seeds(gains: np.ndarray, settings: Settings) -> SeveralSeeds:
     return SeveralSeeds(
         spread=analyse_spread(100 * gains, settings.level),
         planning=planning.plan(deviation, seeds, settings, seeds, least),
-        interval_over_seeds_and_images=both.interval(1 - settings.level),
+        interval_over_seeds_and_images=statistics.clipped(
+            both.interval(1 - settings.level), -100, 100
+        ),
         outperforming=share_of_better_seeds(gains.sum(1), settings.level),
         effect_size=test.mean / deviation,
         posteriors=tuple(posteriors),

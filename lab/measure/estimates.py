@@ -33,6 +33,7 @@ class Estimate:
     interval: Interval
     least_deviation: float = 0.0  # of seeds, from rounding to an image
     least_error: float = 0.0  # of the images
+    between: tuple[float, float] = ANY  # in which the number lies
 
     def mean(self) -> float:
         return float(self.by_seed.mean())
@@ -110,7 +111,7 @@ UNKNOWN = Interval(math.nan, math.nan, math.nan)
 def with_interval(estimate: Estimate, settings: Settings, between: tuple[float, float]) -> Estimate:
     """The estimate with its interval."""
     interval = certainty_of(estimate).interval(1 - settings.level)
-    return dataclasses.replace(estimate, interval=clipped(interval, *between))
+    return dataclasses.replace(estimate, interval=clipped(interval, *between), between=between)
 
 
 @functools.lru_cache(maxsize=4)

@@ -368,18 +368,18 @@ def judge_by(test: Test, settings: Settings, together: int = 1) -> Difference:
     """What a test says of its difference.
 
     Of differences that are read `together`, so many, intervals are so wide that all of them hold
-    at once as often as one else does (Bonferroni).
+    at once as often as one else does (Bonferroni). None is wider than from -100 to 100 points.
     """
     p = test.p()
     margin_p = test.margin_p(settings.margin)
     level = settings.level / together
     difference = Difference(
-        interval=test.interval(1 - level),
+        interval=clipped(test.interval(1 - level), -100, 100),
         p=p,
         p_holm=p,
         margin_p=margin_p,
         margin_p_holm=margin_p,
-        margin_interval=test.interval(1 - 2 * level),
+        margin_interval=clipped(test.interval(1 - 2 * level), -100, 100),
     )
     return decide(difference, settings.level)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from lab.measure import attacks, calibration, doubt, gates, heatmaps, people, robustness, statistics
 from lab.measure.estimates import Estimate, change_of
 from lab.measure.models import Network
-from lab.measure.statistics import Interval
+from lab.measure.statistics import Interval, clipped
 from lab.measure.stress import NetworkOutcome, Outcome
 
 
@@ -132,7 +132,9 @@ def changes_from_first(stress: Outcome) -> list[Change]:
             change = change_of(measurement.estimate, before)
             if change.error_of_seeds == 0 and change.error_of_images == 0:
                 continue
-            interval = change.interval(1 - stress.level)
+            lowest, highest = before.between
+            most = highest - lowest
+            interval = clipped(change.interval(1 - stress.level), -most, most)
             p = change.p()
             found.append(Change(measurement.metric, outcome.network, interval, p, p))
     p_holm = statistics.holm([one.p for one in found], stress.level)

@@ -326,10 +326,13 @@ def stress_record(stress: Outcome) -> dict[str, Any]:
     return record
 
 
+ESTIMATES_OWN = ("drawn", "least_deviation", "least_error", "between")
+
+
 def without_draws(value: Any) -> Any:
     """Nested fields, of estimates their values by seed and their interval alone."""
     if isinstance(value, dict):
-        left_out = ("drawn", "least_deviation", "least_error") if "drawn" in value else ()
+        left_out = ESTIMATES_OWN if "drawn" in value else ()
         return {name: without_draws(inner) for name, inner in value.items() if name not in left_out}
     if isinstance(value, list | tuple):
         return [without_draws(inner) for inner in value]

@@ -160,6 +160,15 @@ def test_no_answer_that_differs_is_no_proof_of_equivalence():
         assert found.smallest_margin() == pytest.approx(found.margin_interval.high)
 
 
+def test_no_difference_is_more_than_all_images():
+    """Of two seeds, of which a t test knows nearly nothing, on 40 images; read with 19 others."""
+    gains = np.zeros((2, 40))
+    gains[0, :3] = 1
+    difference = statistics.judge_answers(gains, statistics.Settings(), together=20)
+    assert (difference.interval.low, difference.interval.high) == (-100, 100)
+    assert difference.smallest_margin() == 100
+
+
 def test_two_seeds_that_agree_by_chance_are_not_told_apart():
     """Each of two seeds gains 6 images of 500 that differ: no spread of seeds can be smaller than
     500 tosses of a coin allow."""
