@@ -188,8 +188,7 @@ def find_contrasts(
                 by_seed.append((gained, sure))
             of_gains = estimate(difference_of_means, by_seed, rules, seed, groups=sure)
             contrasts[key] = statistics.judge_by(certainty_of(of_gains), rules)
-    corrected = statistics.correct_differences(list(contrasts.values()), rules.level)
-    return dict(zip(contrasts, corrected, strict=True))
+    return statistics.correct_by_key(contrasts, rules.level)
 
 
 def difference_of_means(gained: np.ndarray, sure: np.ndarray) -> float:

@@ -146,8 +146,7 @@ def changes_from_first(
             # Of each seed and image, the mean over corruptions and severities
             gains = 100 * (of_network.sum((1, 2)) - first.sum((1, 2))) / tries  # [seeds, images]
             changes[key] = statistics.judge(gains, rules)
-    corrected = statistics.correct_differences(list(changes.values()), rules.level)
-    return dict(zip(changes, corrected, strict=True))
+    return statistics.correct_by_key(changes, rules.level)
 
 
 def mean_accuracy(correct: np.ndarray, rules: statistics.Settings, seed: int) -> Estimate:

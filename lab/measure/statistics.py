@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
@@ -407,6 +407,12 @@ def correct_differences(differences: Sequence[Difference], level: float) -> tupl
         replaced = dataclasses.replace(difference, p_holm=p, margin_p_holm=margin_p)
         corrected.append(decide(replaced, level))
     return tuple(corrected)
+
+
+def correct_by_key(differences: Mapping[str, Difference], level: float) -> dict[str, Difference]:
+    """The same for differences that are known by a key each."""
+    corrected = correct_differences(list(differences.values()), level)
+    return dict(zip(differences, corrected, strict=True))
 
 
 def holm(ps: Sequence[float], level: float) -> list[float]:

@@ -112,7 +112,6 @@ def study(
         accuracy[key] = statistics.share_interval(of_network.sum(1), int(kept.sum()), rules)
         if of_network is not first:
             differences[key] = statistics.judge_answers(of_network - first, rules)
-    corrected = statistics.correct_differences(list(differences.values()), rules.level)
-    differences = dict(zip(differences, corrected, strict=True))
-    of_people = Rejected(int(by_people.sum()), confirmed, accuracy, differences)
+    corrected = statistics.correct_by_key(differences, rules.level)
+    of_people = Rejected(int(by_people.sum()), confirmed, accuracy, corrected)
     return LabelSuspects(tuple(suspects), of_people)
