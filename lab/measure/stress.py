@@ -93,6 +93,10 @@ class Outcome:
     official: bool  # whether the corrupted images are CIFAR-10-C's own
     level: float  # of tests and intervals
 
+    def seeds(self) -> int:
+        """Of how many each network was tried."""
+        return len(self.networks[0].corruptions.accuracy)
+
     def benchmark_corruptions(self) -> list[str]:
         """Those that means are over."""
         return [name for name in self.corrupted if name not in corruptions.EXTRA]

@@ -428,8 +428,7 @@ def say_changes_in_short(stress: Outcome) -> str:
 def whose_differences(stress: Outcome) -> str:
     """From the first network; with one seed, of networks as they were trained here."""
     first = stress.networks[0].network.title
-    one_seed = len(stress.networks[0].corruptions.accuracy) == 1
-    return f"{first}, of these networks as trained here," if one_seed else first
+    return f"{first}, of these networks as trained here," if stress.seeds() == 1 else first
 
 
 def say_change(change: Change) -> str:
@@ -512,14 +511,14 @@ def corruption_reference(stress: Outcome) -> str:
 def say_corruption(stress: Outcome, margin: float) -> str:
     """The verdicts on the mean over the benchmark's corruptions."""
     first = stress.networks[0].network
-    seeds = len(stress.networks[0].corruptions.accuracy)
     sentences = []
     for one in stress.networks:
         change = one.corruptions.change
         if change is not None:
             interval = change.interval
+            verdict = name_verdict(change, one.network, first, margin, stress.seeds())
             sentences.append(
-                f"Under corruption, {name_verdict(change, one.network, first, margin, seeds)}: "
+                f"Under corruption, {verdict}: "
                 f"{interval.value:+.2f} points, {interval.low:+.2f} to {interval.high:+.2f} "
                 f"({say_p(change.p_holm)}; against the margin {say_p(change.margin_p_holm)})."
             )
