@@ -76,6 +76,7 @@ try:
         without_it,
     )
     from lab.machine.parallel import in_parallel
+    from lab.machine.pieces import Pieces, digest_of_files
     from lab.machine.recorder import Recorder, Step
     from lab.measure import (
         comparison,
@@ -1023,6 +1024,7 @@ def measure(
     rules = replace(settings.rules, level=looks.level_of(taken, seeds, settings.rules.level))
     seed = settings.recipe.seed
     files = ResultFiles(settings.output())
+    pieces = open_pieces(settings, hardware)
     with watch.phase("evaluation"):
         by_network = evaluate_all(trained, data, hardware)
         chosen = choose_images(settings, data)
@@ -1059,12 +1061,13 @@ def measure(
     with parts.part("failures"):
         dossier = failures.study(by_network, data, settings.failures, rules, seed)
         results = replace(results, failures=dossier)
+        writer.write_predictions(dossier, files)
     writer.write_numbers(results, files)
 
     if settings.stress_tests.share() > 0:
         with parts.part("stress"):
             outcome = stress.run(
-                by_network, data, chosen, settings.stress_tests, rules, seed, hardware
+                by_network, data, chosen, settings.stress_tests, rules, seed, hardware, pieces
             )
             results = replace(results, stress=outcome)
         writer.write_numbers(results, files)
@@ -1072,6 +1075,7 @@ def measure(
     with parts.part("figures"):
         figures.save(results, files)
     writer.finish(replace(results, failed=parts.failed()), files)
+    pieces.join()
     parts.raise_first()
 
 
@@ -1100,6 +1104,20 @@ def choose_images(settings: Settings, data: Dataset) -> stress.Chosen:
         attacked=stress.first_images(data, settings.images_to_attack(), share),
         explained=stress.first_images(data, curve_images, share),
     )
+
+
+def open_pieces(settings: Settings, hardware: Hardware) -> Pieces:
+    """What the stress tests of a killed run, or of one with fewer seeds, have measured.
+
+    On the same machine, by the same code.
+    """
+    source = [Path(__file__), *sorted(Path(__file__).with_name("lab").rglob("*.py"))]
+    common = {
+        "machine": [hardware.description, hardware.precision, hardware.eval_batch],
+        "versions": versions(),
+        "source": digest_of_files(source),
+    }
+    return Pieces(settings.output() / "measured", common)
 
 
 def comparable_recipe(settings: Settings) -> dict[str, object]:
@@ -1262,11 +1280,8 @@ def say_interrupted(settings: Settings, hardware: Hardware) -> str:
     same_command = "the same command"
     if settings.retrain:
         same_command += " without --retrain"
-    kept = f"what was trained is kept in {settings.output()}/"
-    return (
-        f"interrupted{another_rank}; {kept}, and {same_command} goes on from there "
-        "(measurements begin anew)"
-    )
+    kept = f"what was trained and measured is kept in {settings.output()}/"
+    return f"interrupted{another_rank}; {kept}, and {same_command} goes on from there"
 
 
 if __name__ == "__main__":

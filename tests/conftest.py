@@ -18,6 +18,7 @@ from sketches import sketched
 
 import main
 from lab.machine.device import prepare_machine
+from lab.machine.pieces import Pieces
 from lab.measure import failures, stress
 from lab.measure.evaluation import evaluate_all
 from lab.report import drawing, figures, writer
@@ -126,6 +127,7 @@ def outcome(trained, evaluated, tmp_path_factory):
             settings.rules,
             settings.recipe.seed,
             hardware,
+            Pieces(),
         )
         path.write_bytes(pickle.dumps(found))
 

@@ -110,7 +110,7 @@ def test_ctrl_c_ends_both_trainings(tmp_path, number):
     assert time.monotonic() - since < 20
     assert "2 threads for 2 networks at once" in out
     (line,) = errors.splitlines()
-    assert process.returncode == 1 and "interrupted; what was trained is kept" in line
+    assert process.returncode == 1 and "interrupted; what was trained and measured is kept" in line
 
 
 @pytest.mark.slow

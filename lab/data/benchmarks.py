@@ -16,6 +16,7 @@ from PIL import ImageOps
 from torch import Tensor
 
 from lab.data.images import IMAGE_SIZE
+from lab.machine.files import read_array
 from lab.machine.options import UserError
 
 CURE_OFFICIAL = "delete it, or fetch CIFAR-10-C again"
@@ -50,17 +51,9 @@ def find_official(
     return {}
 
 
-def read_array(path: Path) -> np.ndarray:
-    """An array on the disk; UserError for anything else, also a pickle, which is not loaded."""
-    try:
-        return np.load(path, mmap_mode="r")
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path} is no array: {CURE_OFFICIAL}") from error
-
-
 def read_official(path: Path, count: int) -> np.ndarray:
     """A file of CIFAR-10-C, which has all test images at severity 1, then at 2, and so on."""
-    array = read_array(path)
+    array = read_array(path, CURE_OFFICIAL)
     shape = (5 * count, IMAGE_SIZE, IMAGE_SIZE, 3)
     if array.shape != shape or array.dtype != np.uint8:
         kind = f"{array.dtype} {list(array.shape)}, not uint8 {list(shape)}"
@@ -70,7 +63,7 @@ def read_official(path: Path, count: int) -> np.ndarray:
 
 def refuse_other_labels(path: Path, labels: Tensor) -> None:
     """UserError where CIFAR-10-C's own labels are not those of the test images."""
-    if not np.array_equal(read_array(path), np.tile(labels.numpy(), 5)):
+    if not np.array_equal(read_array(path, CURE_OFFICIAL), np.tile(labels.numpy(), 5)):
         raise UserError(f"{path} holds other labels than CIFAR-10's: {CURE_OFFICIAL}")
 
 

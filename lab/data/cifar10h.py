@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lab.data import download
+from lab.machine.files import read_array
 from lab.machine.options import UserError
 
 FOLDER = "cifar10h"
@@ -69,12 +70,7 @@ def find(folder: Path, labels: Tensor) -> Tensor | None:
 
 def read(path: Path, labels: Tensor) -> Tensor:
     """The file's counts or shares, as shares; UserError for anything else."""
-    try:
-        answers = np.load(path)
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path} is no array: {CURE}") from error
-    if not isinstance(answers, np.ndarray):  # several, zipped
-        raise UserError(f"{path} is no array: {CURE}")
+    answers = read_array(path, CURE)
     classes = int(labels.max()) + 1
     shape = (len(labels), classes)
     if answers.shape != shape or answers.dtype.kind not in "iuf":

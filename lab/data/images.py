@@ -31,6 +31,13 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is known of them, by name."""
+        tensors = {"pixels": self.pixels, "labels": self.labels, **self.known}
+        if self.masks is not None:
+            tensors["masks"] = self.masks
+        return tensors
+
     def select(self, index: Tensor) -> Images:
         masks = None if self.masks is None else self.masks[index]
         known = {name: values[index] for name, values in self.known.items()}

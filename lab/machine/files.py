@@ -159,6 +159,21 @@ def read_tensors(path: Path) -> dict[str, Any]:
         raise UserError(f"{problem}: {CURE}") from error
 
 
+def read_array(path: Path, cure: str) -> np.ndarray:
+    """An array that another program wrote with np.save; it stays on the disk until it is used.
+
+    UserError, with the cure, for anything else: also several arrays zipped, and a pickle, which is
+    not loaded.
+    """
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path} is no array: {cure}") from error
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{path} holds several arrays: {cure}")
+    return array
+
+
 class ResultFiles:
     """The files of a run's results, each written whole or not at all.
 

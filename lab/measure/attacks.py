@@ -2,15 +2,18 @@
 
 In come networks, any functions from images float32 [N, 3, H, W] in [0, 1] to logits [N, classes],
 with images and labels; out comes which images are classified correctly whatever was tried, by the
-largest change allowed. Modules must be in evaluation mode. All is computed in float32, whatever the
-training's arithmetic: gradients that are lost to rounding would pass for robustness.
+largest change allowed. Modules must be in evaluation mode. Whatever the training's arithmetic, it
+is float32 that has the last word: gradients that are lost to rounding would pass for robustness.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated
 
@@ -22,14 +25,16 @@ from lab.data.images import Images, to_input
 from lab.machine.device import Hardware
 from lab.machine.options import Between, without_it
 from lab.machine.parallel import Tick, try_each
+from lab.machine.pieces import Pieces
 from lab.measure import statistics
 from lab.measure.estimates import PERCENT, Estimate, estimate, estimate_mean
 from lab.measure.evaluation import ByNetwork, at_labels, first_key
+from lab.measure.models import fingerprint
 from lab.measure.statistics import Difference, Interval, Verdict
 
 Classify = Callable[[Tensor], Tensor]  # a network: from images to logits
 PUSH_MOMENTUM = 0.75
-BRIEF_STEPS = 10  # towards one class, at an epsilon below one that has been withstood
+IMAGES_AT_ONCE = 100  # on a CPU: what is lost when a run is killed
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,30 @@ class Settings:
     """largest change of a pixel by an attack, of 255"""
     attack_targets: Annotated[int, Between(1, 9)] = 5
     """classes that an image is pushed to, the nearest first"""
-    attack_steps: Annotated[int, Between(2)] = 40
-    """steps of an attack towards each of them"""
+    attack_steps: Annotated[int, Between(3)] = 40
+    """steps of an attack towards the class that the image comes nearest to"""
+
+    def rounds(self) -> list[Round]:
+        """All images and classes for few steps, then fewer of both for more."""
+        brief = math.ceil(0.15 * self.attack_steps)
+        longer = math.ceil(0.25 * self.attack_steps)
+        rest = self.attack_steps - brief - longer
+        fewer = max(1, self.attack_targets // 2)
+        return [
+            Round(self.attack_targets, brief, is_rough=True),
+            Round(fewer, longer, entry=0.6),
+            Round(fewer, rest, entry=0.85),
+        ]
+
+
+@dataclass(frozen=True)
+class Round:
+    """A part of an attack: so many steps towards each of so many classes."""
+
+    targets: int
+    steps: int
+    entry: float = -math.inf  # the share of the gap to a class that must have been closed by then
+    is_rough: bool = False  # whether gradients are in the training's arithmetic, which is faster
 
 
 def class_distances(classify: Classify, images: Tensor, labels: Tensor) -> Tensor:
@@ -66,31 +93,60 @@ def class_distances(classify: Classify, images: Tensor, labels: Tensor) -> Tenso
     return distances.scatter(1, labels[:, None], math.inf)
 
 
+@dataclass(frozen=True)
+class Victims:
+    """Images to be changed, and what they must not be taken for any more."""
+
+    clean: Tensor  # float32 [N, 3, H, W] in [0, 1]
+    labels: Tensor  # int64 [N]
+    logits: Tensor  # float32 [N, classes] of the clean images
+    nearest: Tensor  # int64 [N, classes]: the other classes, the nearest first, the label last
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, index: Tensor) -> Victims:
+        return Victims(
+            self.clean[index], self.labels[index], self.logits[index], self.nearest[index]
+        )
+
+
+def find_victims(classify: Classify, clean: Tensor, labels: Tensor) -> Victims:
+    """Of images float32 [N, 3, H, W] and their labels [N]."""
+    with torch.no_grad():
+        logits = classify(clean)
+    return Victims(clean, labels, logits, class_distances(classify, clean, labels).argsort(1))
+
+
 def push(
     classify: Classify,
-    images: Tensor,
-    labels: Tensor,
-    targets: Tensor,
+    victims: Victims,
+    start: Tensor,
+    towards: Tensor,
     epsilon: float,
-    steps: int,
+    how: Round,
     hardware: Hardware,
 ) -> Tensor:
-    """Images like `images` [N, 3, H, W], at most `epsilon` from them in any value.
+    """From `start` on, images at most `epsilon` from the clean ones in any value.
 
-    Each step goes along the sign of the gradient of the gap between the target's logit and the
-    label's, so that neither the loss nor the logits' scale matters. Steps fall from 2 `epsilon` to
-    zero by a cosine, and keep their momentum as those of APGD do (Croce & Hein, ICML 2020). An
-    image is left alone as soon as it is misclassified.
+    Each is pushed towards one of its nearest classes, int64 [N] by place from 0 on. A step goes
+    along the sign of the gradient of the gap between that class's logit and the label's, so that
+    neither the loss nor the logits' scale matters. Steps fall from 2 `epsilon` to zero by a cosine,
+    and keep their momentum as those of APGD do (Croce & Hein, ICML 2020). An image is left alone as
+    soon as it is misclassified.
     """
-    low = (images - epsilon).clamp_min(0)
-    high = (images + epsilon).clamp_max(1)
-    pushed = images.clone()
-    previous = images.clone()
-    remaining = torch.arange(len(images), device=images.device)  # not yet misclassified
-    for step in range(steps):
+    labels = victims.labels
+    targets = at_labels(victims.nearest, towards)
+    low = (victims.clean - epsilon).clamp_min(0)
+    high = (victims.clean + epsilon).clamp_max(1)
+    pushed = start.clone()
+    previous = start.clone()
+    remaining = torch.arange(len(victims), device=start.device)  # not yet misclassified
+    for step in range(how.steps):
         hardware.raise_if_cancelled()
         current = pushed[remaining].requires_grad_()
-        logits = classify(current)
+        with hardware.autocast() if how.is_rough else nullcontext():
+            logits = classify(current).float()
         gap = at_labels(logits, targets[remaining]) - at_labels(logits, labels[remaining])
         (gradient,) = torch.autograd.grad(gap.sum(), current)
         still_correct = logits.argmax(1) == labels[remaining]
@@ -98,7 +154,7 @@ def push(
         if len(remaining) == 0:
             break
         current = current.detach()[still_correct]
-        step_size = 2 * epsilon * (1 + math.cos(math.pi * step / steps)) / 2
+        step_size = 2 * epsilon * (1 + math.cos(math.pi * step / how.steps)) / 2
         moved = current + step_size * gradient[still_correct].sign()
         moved = moved.clamp(low[remaining], high[remaining])
         moved = current + PUSH_MOMENTUM * (moved - current)
@@ -106,6 +162,65 @@ def push(
         previous[remaining] = current
         pushed[remaining] = moved.clamp(low[remaining], high[remaining])
     return pushed
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What an attack made of images, and which of them are classified correctly all the same."""
+
+    images: Tensor  # float32 [N, 3, H, W]: what fools, or came nearest to it
+    robust: Tensor  # bool [N]
+
+
+def race(
+    classify: Classify,
+    victims: Victims,
+    epsilon: float,
+    rounds: Sequence[Round],
+    hardware: Hardware,
+) -> Tried:
+    """Push images towards several classes, as a race that fewer and fewer of them stay in.
+
+    A first round is brief, and tells towards which classes an image comes nearest to being
+    misclassified. Those that came near are pushed on from where they got, towards these classes
+    alone. Most images that fall do so in the first steps towards the first class, and one that is
+    still far from all classes then holds out (docs/measured.md): successive halving (Jamieson &
+    Talwalkar, AISTATS 2016) spares what would not change that.
+    """
+    others = victims.nearest.shape[1] - 1
+    most = min(others, max(one.targets for one in rounds))
+    made = victims.clean.repeat(most, 1, 1, 1, 1)  # towards each class [K, N, 3, H, W]
+    # What share of the gap to it is closed [K, N]; before the first round, the nearest comes first
+    closed = -torch.arange(most, device=made.device, dtype=made.dtype).repeat(len(victims), 1).T
+    for one in rounds:
+        order = closed.argsort(0, descending=True)
+        enters = closed.amax(0) >= one.entry
+        for place in range(min(one.targets, most)):
+            remaining = (enters & (closed.amax(0) < math.inf)).nonzero()[:, 0]
+            if len(remaining) == 0:
+                break
+            towards = order[place, remaining]
+            some = victims.select(remaining)
+            start = made[towards, remaining]
+            pushed = push(classify, some, start, towards, epsilon, one, hardware)
+            made[towards, remaining] = pushed
+            closed[towards, remaining] = share_closed(classify, some, pushed, towards)
+    best = closed.argmax(0)
+    return Tried(made[best, torch.arange(len(victims))], closed.amax(0) < math.inf)
+
+
+@torch.no_grad()
+def share_closed(classify: Classify, victims: Victims, made: Tensor, towards: Tensor) -> Tensor:
+    """Of the gap between the label's logit and the class's, what is closed: float32 [N].
+
+    From 0 for the clean image to 1; infinite where the image is misclassified, as anything.
+    """
+    logits = classify(made)
+    targets = at_labels(victims.nearest, towards)
+    gap = at_labels(logits, victims.labels) - at_labels(logits, targets)
+    clean = at_labels(victims.logits, victims.labels) - at_labels(victims.logits, targets)
+    closed = 1 - gap / clean.clamp_min(1e-12)
+    return closed.where(logits.argmax(1) == victims.labels, math.inf)
 
 
 @dataclass(frozen=True)
@@ -130,11 +245,24 @@ def attack(
 ) -> Attacked:
     """Attack the network `key` of `networks`, and show the others what it is shown.
 
-    `tick` is told of each image, epsilon and target that is done.
+    `tick` is told of each image and epsilon that is done.
     """
     parts = []
-    for index in torch.arange(len(images)).split(hardware.eval_batch):
+    for index in batches_of(images, hardware):
         parts.append(attack_batch(key, networks, images.select(index), settings, hardware, tick))
+    return join(parts)
+
+
+def batches_of(images: Images, hardware: Hardware) -> Sequence[Tensor]:
+    """Indices of images that are attacked together."""
+    at_once = hardware.eval_batch
+    if hardware.device.type == "cpu":
+        at_once = min(IMAGES_AT_ONCE, at_once)
+    return torch.arange(len(images)).split(at_once)
+
+
+def join(parts: Sequence[Attacked]) -> Attacked:
+    """What became of several batches, as of one."""
     by_others = {}
     for other in parts[0].correct_by_others:
         of_parts = [part.correct_by_others[other] for part in parts]
@@ -154,50 +282,38 @@ def attack_batch(
     hardware: Hardware,
     tick: Tick,
 ) -> Attacked:
-    """The attack on as many images as fit into memory.
+    """The attack on images that are attacked together, the largest epsilon first.
 
-    Each image is pushed towards the classes that are nearest, the largest epsilon first. What
-    withstands that is tried but briefly with smaller ones, since whatever fools at those was there
-    to be found before; what does fall to a small one has fallen to all larger ones.
+    What withstands that is tried but briefly with smaller ones, since whatever fools at those was
+    there to be found before; what does fall to a small one has fallen to all larger ones.
     """
     classify = networks[key]
-    others = [other for other in networks if other != key]
     clean = to_input(images.pixels.to(hardware.device))
     labels = images.labels.to(hardware.device)
-    nearest = class_distances(classify, clean, labels).argsort(1)
-    correct = is_correct(classify, clean, labels)
+    victims = find_victims(classify, clean, labels)
+    correct = victims.logits.argmax(1) == labels
+    rounds = settings.rounds()
+    brief = [replace(rounds[0], targets=1)]
     robust = torch.zeros_like(correct)  # against the epsilon before, which is larger
-    adversarial = clean.clone()  # what fools this network, or was tried last; the others see it
+    adversarial = clean.clone()  # what fools this network, or came nearest to it
     robust_by_epsilon = []
-    by_others: dict[str, list[Tensor]] = {other: [] for other in others}
+    by_others: dict[str, list[Tensor]] = {other: [] for other in networks if other != key}
     for epsilon in sorted(settings.epsilons, reverse=True):
         limit = epsilon / 255
-        withstood = robust.nonzero()[:, 0]
-        pushed = push(
-            classify, clean[withstood], labels[withstood], nearest[withstood, 0], limit,
-            min(BRIEF_STEPS, settings.attack_steps), hardware,
-        )  # fmt: skip
-        falls = ~is_correct(classify, pushed, labels[withstood])
-        adversarial[withstood[falls]] = pushed[falls]
-        remaining = (correct & ~robust).nonzero()[:, 0]
-        robust[withstood[falls]] = False
-        for k in range(settings.attack_targets):
-            pushed = push(
-                classify, clean[remaining], labels[remaining], nearest[remaining, k], limit,
-                settings.attack_steps, hardware,
-            )  # fmt: skip
-            adversarial[remaining] = pushed
-            remaining = remaining[is_correct(classify, pushed, labels[remaining])]
-            tick(len(images))
-        robust[remaining] = True
+        for tried_before, how in ((robust.clone(), brief), (correct & ~robust, rounds)):
+            index = tried_before.nonzero()[:, 0]
+            tried = race(classify, victims.select(index), limit, how, hardware)
+            adversarial[index] = tried.images
+            robust[index] = tried.robust
         robust_by_epsilon.append(robust.clone())
         adversarial = (clean + (adversarial - clean).clamp(-limit, limit)).clamp(0, 1)
-        for other in others:
-            by_others[other].append(is_correct(networks[other], adversarial, labels))
+        for other, seen in by_others.items():
+            seen.append(is_correct(networks[other], adversarial, labels))
+        tick(len(images))
     return Attacked(
         clean=correct.cpu().numpy(),
         robust=np.logical_and.accumulate(stack_reversed(robust_by_epsilon)),
-        correct_by_others={other: stack_reversed(by_others[other]) for other in others},
+        correct_by_others={other: stack_reversed(seen) for other, seen in by_others.items()},
     )
 
 
@@ -209,8 +325,6 @@ def stack_reversed(answers: Sequence[Tensor]) -> np.ndarray:
 @torch.no_grad()
 def is_correct(classify: Classify, images: Tensor, labels: Tensor) -> Tensor:
     """Whether images float32 [N, 3, H, W] are given their labels: bool [N]."""
-    if len(images) == 0:
-        return torch.zeros(0, dtype=torch.bool, device=images.device)
     return classify(images).argmax(1) == labels
 
 
@@ -243,25 +357,39 @@ def study(
     rules: statistics.Settings,
     seed: int,
     hardware: Hardware,
+    pieces: Pieces,
 ) -> dict[str, Scores]:
-    """Attack each network of each seed."""
-    networks_by_seed: list[dict[str, Classify]] = []
-    for of_seed in zip(*by_network.values(), strict=True):
-        networks_by_seed.append({one.trained.network.key: one.trained.model for one in of_seed})
-    pairs = []
+    """Attack each network of each seed, some images at a time."""
+    seeds = len(by_network[first_key(by_network)])
+    batches = batches_of(images, hardware)
+    jobs = list(itertools.product(by_network, range(seeds), range(len(batches))))
+    hardness = dataclasses.asdict(settings)
+    del hardness["attack_images"]
+
+    def attack_one(job: tuple[str, int, int], tick: Tick) -> Attacked:
+        key, k, batch = job
+        some = images.select(batches[batch])
+        of_seed = {other: evaluations[k] for other, evaluations in by_network.items()}
+        networks: dict[str, Classify] = {}
+        depends_on: dict[str, object] = {"images": fingerprint(some.tensors()), **hardness}
+        for other, one in of_seed.items():
+            networks[other] = one.trained.model
+            depends_on[f"network {other}"] = one.identity
+        return pieces.get(
+            of_seed[key].owner,
+            f"attack{batch}",
+            depends_on,
+            partial(attack_batch, key, networks, some, settings, hardware, tick),
+            Attacked,
+        )
+
+    total = len(images) * len(settings.epsilons) * seeds * len(by_network)
+    parts = dict(zip(jobs, try_each(attack_one, jobs, hardware, "attacks", total), strict=True))
+    attacked: dict[str, list[Attacked]] = {}
     for key in by_network:
-        for networks in networks_by_seed:
-            pairs.append((key, networks))
-
-    def attack_one(pair: tuple[str, dict[str, Classify]], tick: Tick) -> Attacked:
-        key, networks = pair
-        return attack(key, networks, images, settings, hardware, tick)
-
-    pushes = len(images) * len(settings.epsilons) * settings.attack_targets
-    results = try_each(attack_one, pairs, hardware, "attacks", total=pushes * len(pairs))
-    attacked: dict[str, list[Attacked]] = {key: [] for key in by_network}
-    for (key, _), result in zip(pairs, results, strict=True):
-        attacked[key].append(result)
+        attacked[key] = []
+        for k in range(seeds):
+            attacked[key].append(join([parts[key, k, batch] for batch in range(len(batches))]))
     return score(attacked, sorted(settings.epsilons), rules, seed)
 
 

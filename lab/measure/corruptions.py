@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from lab.data.images import IMAGE_SIZE, Dataset
+from lab.measure.models import fingerprint
 
 # Each corruption takes images float64 [N, 32, 32, 3] in [0, 1] and its strength, and draws what is
 # random from `rng`. Values beyond [0, 1] are cut off by `corrupt`.
@@ -430,6 +431,14 @@ def round_down(x: np.ndarray) -> np.ndarray:
 def names_of(data: Dataset) -> list[str]:
     """The official ones if there are any."""
     return list(data.official) or [corruption.name for corruption in ALL]
+
+
+def identity(name: str, data: Dataset, index: Tensor) -> str:
+    """SHA-256 of what test images `index` under a corruption are made of, but for the seed."""
+    made_of = {"clean": data.test.pixels[index]}
+    if data.official:
+        made_of["corrupted"] = torch.from_numpy(data.official[name][:, index.numpy()])
+    return fingerprint(made_of)
 
 
 def images_under(name: str, data: Dataset, index: Tensor, seed: int) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor
 from lab.data.images import Dataset
 from lab.machine.device import Hardware
 from lab.machine.options import Between, ImageCount
+from lab.machine.pieces import Pieces
 from lab.measure import calibration, robustness, statistics
 from lab.measure.corruptions import SEVERITIES
 from lab.measure.estimates import PERCENT, Estimate, estimate, estimate_mean
@@ -32,6 +34,7 @@ from lab.measure.evaluation import (
     energy,
     outputs_of,
 )
+from lab.measure.models import Model, fingerprint
 
 
 @dataclass(frozen=True)
@@ -165,12 +168,13 @@ def study(
     rules: statistics.Settings,
     seed: int,
     hardware: Hardware,
+    pieces: Pieces,
 ) -> Scores:
     """All that is measured of one network's doubt."""
     evaluations = by_network[key]
     foreign = {}
     for name, pixels in data.foreign.items():
-        foreign[name] = study_foreign(evaluations, pixels, rules, seed, hardware)
+        foreign[name] = study_foreign(evaluations, pixels, rules, seed, hardware, pieces)
     limits = [least_probabilities(one, settings.conformal_misses) for one in evaluations]
     logits = [evaluation.logits[None] for evaluation in evaluations]
     return Scores(
@@ -208,21 +212,43 @@ def study_selection(
     )
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What one trained network gives for foreign images."""
+
+    logits: np.ndarray  # float32 [N, classes]
+    features: np.ndarray  # float32 [N, C]
+
+
+def answer(model: Model, pixels: Tensor, hardware: Hardware) -> Answers:
+    """For images uint8 [N, 32, 32, 3]."""
+    outputs = outputs_of(model, pixels, hardware)
+    return Answers(outputs.logits.numpy(), outputs.features.numpy())
+
+
 def study_foreign(
     evaluations: Sequence[Evaluation],
     pixels: Tensor,
     rules: statistics.Settings,
     seed: int,
     hardware: Hardware,
+    pieces: Pieces,
 ) -> ForeignScores:
     """Test images against foreign ones, uint8 [N, 32, 32, 3]."""
     by_confidence = []
     by_energy = []
     by_distance = []
+    images = fingerprint({"pixels": pixels})
     for evaluation in evaluations:
-        outputs = outputs_of(evaluation.trained.model, pixels, hardware)
-        logits = torch.cat([evaluation.logits, outputs.logits])
-        features = torch.cat([evaluation.features, outputs.features])
+        answers = pieces.get(
+            evaluation.owner,
+            "foreign",
+            {"images": images, "network": evaluation.identity},
+            partial(answer, evaluation.trained.model, pixels, hardware),
+            Answers,
+        )
+        logits = torch.cat([evaluation.logits, torch.from_numpy(answers.logits)])
+        features = torch.cat([evaluation.features, torch.from_numpy(answers.features)])
         distance = distance_from_any_class(features, evaluation.held_out.class_means)
         is_own = np.arange(len(logits)) < len(evaluation.logits)
         by_confidence.append((confidence_as_trained(logits), is_own))

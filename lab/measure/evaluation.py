@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lab.data.images import Dataset, to_input
 from lab.machine.device import Hardware
 from lab.machine.parallel import in_parallel
-from lab.measure.models import Model, Network, TrainedModel, mean_over_pixels
+from lab.measure.models import Model, Network, TrainedModel, fingerprint, mean_over_pixels
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,20 @@ class Evaluation:
     def logits(self) -> Tensor:
         """float32 [N, classes]."""
         return self.outputs.logits
+
+    @property
+    def owner(self) -> str:
+        """Whose measurements are kept, as files name it."""
+        return f"{self.trained.network.key}_seed{self.trained.seed}"
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 of the weights and of their answers to the test images.
+
+        The answers are others where the same weights lie in another network, arithmetic or machine.
+        """
+        weights = {name: value.cpu() for name, value in self.trained.model.state_dict().items()}
+        return fingerprint({**weights, "answers": self.logits})
 
     @cached_property
     def temperature(self) -> float:

@@ -1,7 +1,8 @@
 """What the gates of channel attention learnt.
 
-In come models with a `Gated` block after each stage, and images; out come the gates' means by
-class, how much of their variance that explains, and accuracy with all gates held at their means.
+In come models with a `Gated` block after each stage, images, and what the models give for them; out
+come the gates' means by class, how much of their variance that explains, and accuracy with all
+gates held at their means.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 
 from lab.data.images import Images
 from lab.machine.device import Hardware
+from lab.machine.pieces import Pieces
 from lab.measure import statistics
 from lab.measure.estimates import PERCENT, Estimate, estimate_mean
-from lab.measure.evaluation import logits_of
-from lab.measure.models import Gated, Model, mean_over_pixels
+from lab.measure.evaluation import Evaluation, Outputs, logits_of
+from lab.measure.models import Gated, Model, fingerprint
 from lab.measure.statistics import Difference
 
 
@@ -36,19 +38,13 @@ class FixedGates(nn.Module):
 
 
 @dataclass(frozen=True)
-class StageGates:
-    """The gates of one stage and seed."""
-
-    mean_by_class: np.ndarray  # float32 [classes, channels]
-    spread: np.ndarray  # float64 [N, 2]: each image's squared distance from its class's mean, and
-    # from the mean over all images, as far as they estimate variances
-
-
-@dataclass(frozen=True)
 class SeedGates:
     """The gates of one seed's network, and what it answers with and without them."""
 
-    stages: tuple[StageGates, ...]
+    mean_by_class: list[np.ndarray]  # of each stage float32 [classes, channels]
+    # Of each stage float64 [N, 2]: each image's squared distance from its class's mean, and from
+    # the mean over all images, as far as they estimate variances
+    spread: list[np.ndarray]
     correct: np.ndarray  # bool [N]
     correct_at_means: np.ndarray  # bool [N], with all gates held at their means over the images
 
@@ -67,25 +63,39 @@ class Scores:
 
 
 def study(
-    models: Sequence[Model],
+    evaluations: Sequence[Evaluation],
     images: Images,
     classes: int,
     rules: statistics.Settings,
     seed: int,
     hardware: Hardware,
-) -> Scores | None:
-    """The gates of each seed's network on some images; None where some stage has none."""
-    if not all(isinstance(block, Gated) for block in models[0].attention):
-        return None
-    by_seed = [look_into(model, images, classes, hardware) for model in models]
+    pieces: Pieces,
+) -> Scores:
+    """The gates of each seed's network on the test images."""
+    depends_on = {"images": fingerprint(images.tensors()), "classes": classes}
+    by_seed = []
+    for one in evaluations:
+        gates = pieces.get(
+            one.owner,
+            "gates",
+            {**depends_on, "network": one.identity},
+            partial(look_into, one.trained.model, one.outputs, images, classes, hardware),
+            SeedGates,
+        )
+        by_seed.append(gates)
+    return score(by_seed, rules, seed)
+
+
+def score(by_seed: Sequence[SeedGates], rules: statistics.Settings, seed: int) -> Scores:
+    """Scores from each seed's gates."""
     shares = []
-    for k in range(len(by_seed[0].stages)):
-        spread = [of_seed.stages[k].spread for of_seed in by_seed]
+    for k in range(len(by_seed[0].spread)):
+        spread = [of_seed.spread[k] for of_seed in by_seed]
         shares.append(estimate_mean(spread, rules, seed, of_means=share_between))
     correct = np.stack([of_seed.correct for of_seed in by_seed])
     at_means = np.stack([of_seed.correct_at_means for of_seed in by_seed])
     return Scores(
-        mean_by_class=tuple(stage.mean_by_class for stage in by_seed[0].stages),
+        mean_by_class=tuple(by_seed[0].mean_by_class),
         share_between_classes=tuple(shares),
         accuracy_as_learnt=estimate_mean(100.0 * correct, rules, seed, 100, between=PERCENT),
         accuracy_at_means=estimate_mean(100.0 * at_means, rules, seed, 100, between=PERCENT),
@@ -93,21 +103,42 @@ def study(
     )
 
 
-def look_into(model: Model, images: Images, classes: int, hardware: Hardware) -> SeedGates:
-    """The gates of one trained network on some images."""
-    gates_by_stage, logits = gates_and_logits(model, images, hardware)
-    frozen = copy.deepcopy(model)
-    stages = []
-    for k, gates in enumerate(gates_by_stage):
+def has_gates(model: Model) -> bool:
+    """Whether every stage of it has."""
+    return all(isinstance(block, Gated) for block in model.attention)
+
+
+def look_into(
+    model: Model, outputs: Outputs, images: Images, classes: int, hardware: Hardware
+) -> SeedGates:
+    """The gates of one trained network on some images, for which it gives `outputs` with stages."""
+    fixed = copy.deepcopy(model)
+    mean_by_class = []
+    spread = []
+    for k, gates in enumerate(gates_of(model, outputs, hardware)):
         means = torch.stack([gates[images.labels == label].mean(0) for label in range(classes)])
-        stages.append(StageGates(means.numpy(), spread_of(gates, means, images.labels)))
-        frozen.attention[k] = FixedGates(gates.mean(0).to(hardware.device))
-    logits_at_means = logits_of(frozen, images.pixels, hardware)
+        mean_by_class.append(means.numpy())
+        spread.append(spread_of(gates, means, images.labels))
+        fixed.attention[k] = FixedGates(gates.mean(0).to(hardware.device))
+    logits_at_means = logits_of(fixed, images.pixels, hardware)
     return SeedGates(
-        stages=tuple(stages),
-        correct=(logits.argmax(1) == images.labels).numpy(),
+        mean_by_class=mean_by_class,
+        spread=spread,
+        correct=(outputs.logits.argmax(1) == images.labels).numpy(),
         correct_at_means=(logits_at_means.argmax(1) == images.labels).numpy(),
     )
+
+
+@torch.no_grad()
+def gates_of(model: Model, outputs: Outputs, hardware: Hardware) -> list[Tensor]:
+    """The gates of each stage, float32 [N, C] on the CPU, which follow from its channels' means."""
+    gates = []
+    for block, channel_means in zip(model.attention, outputs.stages, strict=True):
+        assert isinstance(block, Gated)
+        with hardware.autocast():
+            gate_logits = block.gate_logits(channel_means.to(hardware.device))
+        gates.append(gate_logits.float().sigmoid().cpu())
+    return gates
 
 
 def spread_of(gates: Tensor, means: Tensor, labels: Tensor) -> np.ndarray:
@@ -130,26 +161,3 @@ def share_between(mean_spread: np.ndarray) -> float:
     """The share of the variance that lies between the classes, of means [2] of `spread_of`."""
     within, total = mean_spread
     return float(1 - within / max(total, 1e-12))
-
-
-def gates_and_logits(
-    model: Model, images: Images, hardware: Hardware
-) -> tuple[list[Tensor], Tensor]:
-    """The gates of each stage, float32 [N, C] on the CPU, and the logits of the images."""
-    recorded: list[list[Tensor]] = []
-    hooks = []
-    for block in model.attention:
-        assert isinstance(block, Gated)
-        of_stage: list[Tensor] = []
-        recorded.append(of_stage)
-        hooks.append(block.register_forward_pre_hook(partial(record, of_stage)))
-    logits = logits_of(model, images.pixels, hardware)
-    for hook in hooks:
-        hook.remove()
-    return [torch.cat(of_stage).cpu() for of_stage in recorded], logits
-
-
-def record(of_stage: list[Tensor], block: Gated, inputs: tuple[Tensor]) -> None:
-    """Append a block's gates for one batch."""
-    gate_logits = block.gate_logits(mean_over_pixels(inputs[0]))
-    of_stage.append(gate_logits.float().sigmoid())

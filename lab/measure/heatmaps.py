@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -21,10 +22,11 @@ from torch import Tensor, nn
 from lab.data.images import IMAGE_SIZE, Images, to_input
 from lab.machine.device import Hardware
 from lab.machine.options import Between
+from lab.machine.pieces import Pieces
 from lab.measure import gradcam, statistics
 from lab.measure.estimates import Estimate, estimate_mean
-from lab.measure.evaluation import at_labels, logits_of
-from lab.measure.models import Model
+from lab.measure.evaluation import Evaluation, at_labels, logits_of
+from lab.measure.models import Model, fingerprint
 
 
 @dataclass(frozen=True)
@@ -98,17 +100,39 @@ class SeedMaps:
     random: TriedMaps
     likeness: list[np.ndarray]  # float64 [N], after the classifier was shuffled, the last stage, …
 
+    @classmethod
+    def from_fields(cls, grad_cam: dict, random: dict, likeness: list[np.ndarray]) -> SeedMaps:
+        """As `dataclasses.asdict` gives them."""
+        return cls(TriedMaps(**grad_cam), TriedMaps(**random), likeness)
+
 
 def study(
-    models: Sequence[Model],
+    evaluations: Sequence[Evaluation],
     images: Images,
     settings: Settings,
     rules: statistics.Settings,
     seed: int,
     hardware: Hardware,
+    pieces: Pieces,
 ) -> Scores:
     """Does Grad-CAM mean anything? Asked of each seed's trained network on a few images."""
-    by_seed = [try_maps(model, images, settings.curve_steps, seed, hardware) for model in models]
+    steps = settings.curve_steps
+    depends_on = {"images": fingerprint(images.tensors()), "steps": steps, "seed": seed}
+    by_seed = []
+    for one in evaluations:
+        maps = pieces.get(
+            one.owner,
+            "heatmaps",
+            {**depends_on, "network": one.identity},
+            partial(try_maps, one.trained.model, images, steps, seed, hardware),
+            SeedMaps.from_fields,
+        )
+        by_seed.append(maps)
+    return score(by_seed, rules, seed)
+
+
+def score(by_seed: Sequence[SeedMaps], rules: statistics.Settings, seed: int) -> Scores:
+    """Scores from each seed's heatmaps."""
 
     def estimated(part: Callable[[SeedMaps], np.ndarray]) -> Estimate:
         return estimate_mean([part(of_seed) for of_seed in by_seed], rules, seed)

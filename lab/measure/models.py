@@ -84,8 +84,6 @@ class Gated(Protocol):
     def gate_logits(self, channel_means: Tensor) -> Tensor:
         """The channels' means [B, C] to what the sigmoid is taken of [B, C]."""
 
-    def register_forward_pre_hook(self, hook: Callable) -> Any: ...
-
 
 @dataclass(frozen=True)
 class Network:

@@ -6,8 +6,9 @@ and severity, means over the benchmark's corruptions, and their change from the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Annotated
 
 import numpy as np
@@ -18,10 +19,12 @@ from lab.data.images import Dataset
 from lab.machine.device import Hardware
 from lab.machine.options import Between, without_it
 from lab.machine.parallel import Tick, try_each
+from lab.machine.pieces import Pieces
 from lab.measure import corruptions, statistics
 from lab.measure.corruptions import SEVERITIES
 from lab.measure.estimates import PERCENT, Estimate, estimate_mean
 from lab.measure.evaluation import ByNetwork, first_key, logits_of
+from lab.measure.models import Model
 from lab.measure.statistics import Difference
 
 
@@ -51,6 +54,13 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """What one trained network says of images under one corruption."""
+
+    logits: np.ndarray  # float32 [severities, N, classes]
+
+
+@dataclass(frozen=True)
 class Study:
     """All networks under all corruptions, and what one image looks like under them."""
 
@@ -69,32 +79,41 @@ def study(
     rules: statistics.Settings,
     seed: int,
     hardware: Hardware,
+    pieces: Pieces,
 ) -> Study:
-    """Try all networks on test images `index`; each corruption is made once."""
+    """Try all networks on test images `index`; each corruption is made once, if at all."""
     clean = data.test.select(index)
     names = corruptions.names_of(data)
 
-    def try_all(name: str, _: Tick) -> tuple[np.ndarray, dict[str, Tensor]]:
-        """An example, and by network the logits [seeds, severities, N, classes]."""
-        pixels = corruptions.images_under(name, data, index, seed)
+    def try_all(name: str, _: Tick) -> dict[str, Tensor]:
+        """By network the logits [seeds, severities, N, classes]."""
+        make_images = cache(partial(corruptions.images_under, name, data, index, seed))
+        depends_on = {"images": corruptions.identity(name, data, index), "seed": seed}
         logits = {}
         for key, evaluations in by_network.items():
             by_seed = []
-            for evaluation in evaluations:
-                flat = logits_of(evaluation.trained.model, pixels.flatten(0, 1), hardware)
-                by_seed.append(flat.unflatten(0, (len(SEVERITIES), -1)))
+            for one in evaluations:
+                answers = pieces.get(
+                    one.owner,
+                    name,
+                    {**depends_on, "network": one.identity},
+                    partial(answer, one.trained.model, make_images, hardware),
+                    Answers,
+                )
+                by_seed.append(torch.from_numpy(answers.logits))
             logits[key] = torch.stack(by_seed)
-        return pixels[SEVERITIES.index(3), 0].numpy(), logits
+        return logits
 
     tries = try_each(try_all, names, hardware, "corruptions")
     examples = {}
-    for name, (example, _) in zip(names, tries, strict=True):
-        examples[name] = example
+    for name in names:
+        of_one_image = corruptions.images_under(name, data, index[:1], seed)
+        examples[name] = of_one_image[SEVERITIES.index(3), 0].numpy()
     is_benchmark = torch.tensor([name not in corruptions.EXTRA for name in names])
     correct = {}
     benchmark_logits = {}
     for key in by_network:
-        logits = torch.stack([of_networks[key] for _, of_networks in tries], dim=1)
+        logits = torch.stack([of_networks[key] for of_networks in tries], dim=1)
         correct[key] = (logits.argmax(-1) == clean.labels).numpy()
         benchmark_logits[key] = logits[:, is_benchmark]
     return Study(
@@ -104,6 +123,13 @@ def study(
         original=clean.pixels[0].numpy(),
         examples=examples,
     )
+
+
+def answer(model: Model, make_images: Callable[[], Tensor], hardware: Hardware) -> Answers:
+    """A model's answers to images uint8 [severities, N, 32, 32, 3], which are made if need be."""
+    pixels = make_images()
+    flat = logits_of(model, pixels.flatten(0, 1), hardware)
+    return Answers(flat.unflatten(0, pixels.shape[:2]).numpy())
 
 
 def score(

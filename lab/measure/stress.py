@@ -7,7 +7,7 @@ the five tests measured. Each says when it begins and how long it took.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from lab.data.images import Dataset, first_of_class
 from lab.machine.console import Stopwatch
 from lab.machine.device import Hardware
 from lab.machine.parallel import Tick, try_each
+from lab.machine.pieces import Pieces
 from lab.measure import (
     attacks,
     calibration,
@@ -117,19 +118,22 @@ def run(
     rules: statistics.Settings,
     seed: int,
     hardware: Hardware,
+    pieces: Pieces,
 ) -> Outcome:
-    """All stress tests of all networks."""
+    """All stress tests of all networks; `pieces` has what an earlier run has measured of them."""
     watch = Stopwatch()
     keys = list(by_network)
     attacked_images = data.test.select(chosen.attacked)
     explained_images = data.test.select(chosen.explained)
 
     with watch.phase("stress 1/5: corruptions"):
-        corrupted = robustness.study(by_network, data, chosen.corrupted, rules, seed, hardware)
+        corrupted = robustness.study(
+            by_network, data, chosen.corrupted, rules, seed, hardware, pieces
+        )
 
     with watch.phase("stress 2/5: attacks"):
         attacked = attacks.study(
-            by_network, attacked_images, settings.attacks, rules, seed, hardware
+            by_network, attacked_images, settings.attacks, rules, seed, hardware, pieces
         )
 
     def study_doubt(key: str, _: Tick) -> Doubts:
@@ -139,7 +143,7 @@ def run(
         if data.people is not None:
             of_people = people.study_probabilities(by_network[key], data.people, bins, rules, seed)
         doubted = doubt.study(
-            key, by_network, corrupted, data, settings.doubt, rules, seed, hardware
+            key, by_network, corrupted, data, settings.doubt, rules, seed, hardware, pieces
         )
         return Doubts(calibrated, of_people, doubted)
 
@@ -147,18 +151,24 @@ def run(
         doubts = try_each(study_doubt, keys, hardware, "doubt")
 
     def study_heatmaps(key: str, _: Tick) -> heatmaps.Scores:
-        models = [evaluation.trained.model for evaluation in by_network[key]]
-        return heatmaps.study(models, explained_images, settings.heatmaps, rules, seed, hardware)
+        return heatmaps.study(
+            by_network[key], explained_images, settings.heatmaps, rules, seed, hardware, pieces
+        )
 
     with watch.phase("stress 4/5: heatmaps"):
         maps = try_each(study_heatmaps, keys, hardware, "heatmaps")
 
-    def study_gates(key: str, _: Tick) -> gates.Scores | None:
-        models = [evaluation.trained.model for evaluation in by_network[key]]
-        return gates.study(models, data.test, len(data.classes), rules, seed, hardware)
+    def study_gates(key: str, _: Tick) -> gates.Scores:
+        return gates.study(
+            by_network[key], data.test, len(data.classes), rules, seed, hardware, pieces
+        )
 
+    with_gates = [key for key in keys if gates.has_gates(by_network[key][0].trained.model)]
+    # One network alone may have all cores.
+    sharing = replace(hardware, at_once=max(1, min(hardware.at_once, len(with_gates))))
     with watch.phase("stress 5/5: gates"):
-        gated = try_each(study_gates, keys, hardware, "gates")
+        found = try_each(study_gates, with_gates, sharing, "gates")
+        gated = dict(zip(with_gates, found, strict=True))
 
     networks = []
     for k, network in enumerate(networks_of(by_network)):
@@ -171,7 +181,7 @@ def run(
                 people=doubts[k].people,
                 doubt=doubts[k].doubt,
                 heatmaps=maps[k],
-                gates=gated[k],
+                gates=gated.get(network.key),
             )
         )
     return Outcome(

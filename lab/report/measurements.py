@@ -141,6 +141,14 @@ def changes_from_first(stress: Outcome) -> list[Change]:
     return [dataclasses.replace(one, p_holm=p) for one, p in zip(found, p_holm, strict=True)]
 
 
+def changes_by_network(stress: Outcome) -> dict[Network, dict[str, Change]]:
+    """The same by metric's key, of each network but the first."""
+    by_network: dict[Network, dict[str, Change]] = {}
+    for change in changes_from_first(stress):
+        by_network.setdefault(change.network, {})[change.metric.key] = change
+    return by_network
+
+
 Measured = Iterator[tuple[Metric, Estimate]]
 
 

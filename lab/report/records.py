@@ -20,7 +20,7 @@ from lab.measure.looks import Look
 from lab.measure.models import Network
 from lab.measure.stress import SHARES, Outcome
 from lab.report import sentences
-from lab.report.measurements import changes_from_first, measurements
+from lab.report.measurements import changes_by_network, measurements
 from lab.report.results import NetworkResults, Results, SeedResults, named_images
 
 COMPARISON_FILE = "results/comparison.json"
@@ -304,16 +304,15 @@ def measured_means(stress: Outcome | None) -> dict[str, dict[str, float]]:
 
 def changes_record(stress: Outcome | None) -> dict[str, dict[str, Any]]:
     """Each measurement's change from the first network, by network and metric."""
-    by_network: dict[str, dict[str, Any]] = {}
+    record: dict[str, dict[str, Any]] = {}
     if stress is None:
-        return by_network
-    for change in changes_from_first(stress):
-        by_network.setdefault(change.network.key, {})[change.metric.key] = {
-            **dataclasses.asdict(change.interval),
-            "p": change.p,
-            "p_holm": change.p_holm,
-        }
-    return by_network
+        return record
+    for network, changes in changes_by_network(stress).items():
+        record[network.key] = {}
+        for key, change in changes.items():
+            fields = dataclasses.asdict(change.interval)
+            record[network.key][key] = {**fields, "p": change.p, "p_holm": change.p_holm}
+    return record
 
 
 def stress_record(stress: Outcome) -> dict[str, Any]:

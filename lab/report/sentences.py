@@ -18,7 +18,7 @@ from lab.measure.corruptions import BENCHMARK_SIZE, PUBLISHED_ACCURACY
 from lab.measure.failures import Dossier, SureMistakes, Transition, TransitionCounts
 from lab.measure.models import Network
 from lab.measure.planning import MOST_SEEDS, Planning, SeedCount
-from lab.measure.statistics import Difference, Verdict
+from lab.measure.statistics import Difference, Interval, Verdict
 from lab.measure.stress import Outcome
 from lab.measure.suspects import LabelSuspects, Rejected
 from lab.report.measurements import Change, changes_from_first
@@ -38,7 +38,6 @@ def say_conclusions(results: Results) -> dict[str, str]:
     said = {}
     for comparison in results.comparisons:
         difference = comparison.overall.difference
-        interval = difference.interval
         verdict = name_verdict(
             difference,
             comparison.network,
@@ -46,11 +45,18 @@ def say_conclusions(results: Results) -> dict[str, str]:
             results.setup.rules.margin,
             len(comparison.overall.by_seed),
         )
-        said[comparison.network.key] = (
-            f"{verdict} ({interval.value:+.2f} points, {interval.low:+.2f} to "
-            f"{interval.high:+.2f})."
-        )
+        said[comparison.network.key] = f"{verdict} ({in_points(difference.interval)})."
     return said
+
+
+def in_points(interval: Interval) -> str:
+    """A difference with its interval, as in "+0.15 points, -0.31 to +0.60"."""
+    return f"{interval.value:+.2f} points, {bounds(interval)}"
+
+
+def bounds(interval: Interval, style: str = "+.2f") -> str:
+    """From where to where it goes: "-0.31 to +0.60"."""
+    return f"{format(interval.low, style)} to {format(interval.high, style)}"
 
 
 def say_looks(results: Results) -> str:
@@ -95,7 +101,7 @@ def say_verdict(comparison: Comparison, classes: Sequence[str], rules: statistic
     corrected = ", Holm-corrected over the networks" if difference.p_holm != difference.p else ""
     numbers = (
         f"{interval.value:+.2f} percentage points, {100 * (1 - rules.level):g} % interval "
-        f"{interval.low:+.2f} to {interval.high:+.2f} ({test}, {say_p(difference.p_holm)}; "
+        f"{bounds(interval)} ({test}, {say_p(difference.p_holm)}; "
         f"against the margin {say_p(difference.margin_p_holm)}{corrected}). The smallest margin "
         f"within which they are shown to be equivalent is {difference.smallest_margin():.2f} points"
     )
@@ -298,11 +304,7 @@ def say_rejected(
         stands = "The verdict stands" if same_verdict and same_size else "The verdict changes"
         seeds = len(comparison.overall.by_seed)
         verdict = name_verdict(difference, comparison.network, comparison.first, margin, seeds)
-        interval = difference.interval
-        said.append(
-            f"{stands}: {verdict} ({interval.value:+.2f} points, {interval.low:+.2f} to "
-            f"{interval.high:+.2f})."
-        )
+        said.append(f"{stands}: {verdict} ({in_points(difference.interval)}).")
     return " ".join(said)
 
 
@@ -331,16 +333,14 @@ def say_people(found: people.Scores, networks: Sequence[Network], seeds: int, le
             change = group.change[network.key]
             interval = change.interval
             changes.append(
-                f"{interval.value:+.2f} points of error {where} ({interval.low:+.2f} to "
-                f"{interval.high:+.2f}, {say_p(change.p_holm)})"
+                f"{interval.value:+.2f} points of error {where} ({bounds(interval)}, "
+                f"{say_p(change.p_holm)})"
             )
         contrast = found.contrast[network.key]
-        interval = contrast.interval
         differ = "differ" if contrast.p_holm < level else "are not shown to differ"
         said.append(
             f"From {first.title} to {network.title}{trained} it is {join_with_and(changes)}; the "
-            f"two changes {differ} (by {interval.value:+.2f} points, {interval.low:+.2f} to "
-            f"{interval.high:+.2f}, {say_p(contrast.p_holm)})."
+            f"two changes {differ} (by {in_points(contrast.interval)}, {say_p(contrast.p_holm)})."
         )
     return " ".join(said)
 
@@ -434,12 +434,10 @@ def whose_differences(stress: Outcome) -> str:
 def say_change(change: Change) -> str:
     """One row of the table that differs."""
     style = f"+.{change.metric.digits}f"
-    value, low, high = (
-        format(x, style) for x in (change.interval.value, change.interval.low, change.interval.high)
-    )
+    value = format(change.interval.value, style)
     return (
-        f"{change.metric.title()}, {change.network.title}: {value} ({low} to {high}, "
-        f"{say_p(change.p_holm)})"
+        f"{change.metric.title()}, {change.network.title}: {value} "
+        f"({bounds(change.interval, style)}, {say_p(change.p_holm)})"
     )
 
 
@@ -480,8 +478,8 @@ def say_gates(stress: Outcome) -> str:
             f"With all of {one.network.title}'s gates held at their means, accuracy is "
             f"{one.gates.accuracy_at_means.mean():.2f} % in place of "
             f"{one.gates.accuracy_as_learnt.mean():.2f} %: that the gates answer to the image is "
-            f"worth {interval.value:+.2f} points to the trained network ({interval.low:+.2f} to "
-            f"{interval.high:+.2f}, {say_p(difference.p)})."
+            f"worth {interval.value:+.2f} points to the trained network ({bounds(interval)}, "
+            f"{say_p(difference.p)})."
         )
     return " ".join(sentences)
 
@@ -515,11 +513,9 @@ def say_corruption(stress: Outcome, margin: float) -> str:
     for one in stress.networks:
         change = one.corruptions.change
         if change is not None:
-            interval = change.interval
             verdict = name_verdict(change, one.network, first, margin, stress.seeds())
             sentences.append(
-                f"Under corruption, {verdict}: "
-                f"{interval.value:+.2f} points, {interval.low:+.2f} to {interval.high:+.2f} "
+                f"Under corruption, {verdict}: {in_points(change.interval)} "
                 f"({say_p(change.p_holm)}; against the margin {say_p(change.margin_p_holm)})."
             )
     return " ".join(sentences)

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lab.measure import people
 from lab.measure.attributes import Association
 from lab.measure.failures import Dossier, Transition
 from lab.measure.statistics import Interval
 from lab.measure.stress import Outcome
 from lab.report import sentences
-from lab.report.measurements import Change, Metric, changes_from_first, measurements
+from lab.report.measurements import Metric, changes_by_network, measurements
 from lab.report.results import Results
 
 Style = str | Callable[[float], str]  # how a number is printed: a format, or what makes its text
@@ -141,15 +142,12 @@ def stress_table(stress: Outcome) -> Table:
     for title, of_network in measured.items():
         shown = {one.metric.key: one.estimate.interval for one in of_network}
         table.columns.append(Column(title, [shown.get(key) for key in metrics], formats))
-    by_network: dict[str, dict[str, Change]] = {}
-    for change in changes_from_first(stress):
-        by_network.setdefault(change.network.title, {})[change.metric.key] = change
     signed = [f"+{style}" for style in formats]
-    for title, changes in by_network.items():
+    for network, changes in changes_by_network(stress).items():
         intervals = [changes[key].interval if key in changes else None for key in metrics]
         ps = [changes[key].p_holm if key in changes else None for key in metrics]
-        table.columns.append(Column("change", intervals, signed, title))
-        table.add("p (Holm)", ps, sentences.p_of_table, title)
+        table.columns.append(Column("change", intervals, signed, network.title))
+        table.add("p (Holm)", ps, sentences.p_of_table, network.title)
     return table
 
 
@@ -184,11 +182,9 @@ def mistakes_table(results: Results, dossier: Dossier) -> Table:
     return table
 
 
-def people_table(results: Results, dossier: Dossier) -> Table | None:
-    """Mistakes by how many people agree with the label; None without people's answers."""
-    if dossier.people is None:
-        return None
-    groups = dossier.people.groups
+def people_table(results: Results, scores: people.Scores) -> Table:
+    """Mistakes by how many people agree with the label."""
+    groups = scores.groups
     names = []
     for group in groups:
         upper = "and more" if group.high > 100 else f"to {group.high:g}"
@@ -273,8 +269,7 @@ def layers_table(results: Results) -> Table:
 
 TABLES: dict[str, Callable[[Results], Table]] = {"accuracy": accuracy_table, "layers": layers_table}
 
-FAILURE_TABLES: dict[str, Callable[[Results, Dossier], Table | None]] = {
-    "people": people_table,
+FAILURE_TABLES: dict[str, Callable[[Results, Dossier], Table]] = {
     "transitions": transitions_table,
     "sure_mistakes": mistakes_table,
     "classes": classes_table,
@@ -283,15 +278,20 @@ FAILURE_TABLES: dict[str, Callable[[Results, Dossier], Table | None]] = {
 }
 
 
+def failure_tables(results: Results, dossier: Dossier) -> dict[str, Table]:
+    """The dossier's tables by name; one on people only where their answers are there."""
+    made = {name: make(results, dossier) for name, make in FAILURE_TABLES.items()}
+    if dossier.people is not None:
+        made["people"] = people_table(results, dossier.people)
+    return made
+
+
 def all_tables(results: Results) -> Iterator[tuple[str, Table]]:
     """The name of each table, and the table, of what is known."""
     for name, make in TABLES.items():
         yield name, make(results)
     if results.failures is not None:
-        for name, make_of_failures in FAILURE_TABLES.items():
-            table = make_of_failures(results, results.failures)
-            if table is not None:
-                yield name, table
+        yield from failure_tables(results, results.failures).items()
     if results.stress is not None:
         yield "stress_tests", stress_table(results.stress)
 

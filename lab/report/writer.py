@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lab.machine.files import ResultFiles, as_json, as_tensors
+from lab.measure.failures import Dossier
 from lab.report import paper, records, sentences, tables
 from lab.report.records import COMPARISON_FILE, FAMILIAR_FILE
 from lab.report.results import Results, named_images
@@ -25,13 +26,16 @@ def write_numbers(results: Results, files: ResultFiles) -> None:
     files.write(FAMILIAR_FILE, as_tensors(known))
     for name, table in tables.all_tables(results):
         files.write(f"results/{name}.csv", table.rows().to_csv(index=False))
-    if results.failures is not None:
-        files.write("results/predictions.csv", results.failures.predictions.to_csv(index=False))
-        files.write("results/failures.csv", results.failures.rows.to_csv(index=False))
     for of_network in results.networks:
         accuracy = records.by_class_name(results.classes, of_network.accuracy.by_class)
         means = {name: interval.value for name, interval in accuracy.items()}
         files.write(f"results/{of_network.network.key}_classwise_accuracy.json", as_json(means))
+
+
+def write_predictions(dossier: Dossier, files: ResultFiles) -> None:
+    """What each network answers to each test image, and the images that any of them gets wrong."""
+    files.write("results/predictions.csv", dossier.predictions.to_csv(index=False))
+    files.write("results/failures.csv", dossier.rows.to_csv(index=False))
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,10 @@ def summary_parts(results: Results) -> Iterator[SummaryPart]:
     )
     keys = [of_network.network.key for of_network in results.networks]
     confusions = [(f"confusion_matrix_{key}", f"What {key} takes for what") for key in keys]
-    of_classes = []
+    of_failures: dict[str, Table] = {}
     if results.failures is not None:
-        of_classes.append(tables.classes_table(results, results.failures))
-        of_classes.append(tables.confusions_table(results, results.failures))
+        of_failures = tables.failure_tables(results, results.failures)
+    of_classes = [of_failures[name] for name in ("classes", "confusions") if name in of_failures]
     yield SummaryPart("What is taken for what", [], of_classes, confusions)
     if results.stress is not None:
         yield SummaryPart(
@@ -89,18 +93,11 @@ def summary_parts(results: Results) -> Iterator[SummaryPart]:
         )
     if results.failures is not None:
         said = sentences.say_failures(results, results.failures)
-        of_failures = [
-            tables.transitions_table(results, results.failures),
-            tables.mistakes_table(results, results.failures),
-            tables.associations_table(results, results.failures),
-        ]
-        of_people = tables.people_table(results, results.failures)
-        if of_people is not None:
-            of_failures.insert(1, of_people)
+        names = ("transitions", "people", "sure_mistakes", "associations")
         yield SummaryPart(
             "Failures",
             [said.transitions, said.people, said.sureness, said.common, said.suspects],
-            of_failures,
+            [of_failures[name] for name in names if name in of_failures],
             [
                 ("transitions", "What becomes of mistakes, and how sure they are"),
                 ("associations", "Error by fifths of what images are like"),

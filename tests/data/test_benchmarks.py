@@ -58,6 +58,13 @@ WRONG = {
 }
 
 
+def test_several_arrays_in_one_file_are_refused(official, tmp_path):
+    with (official / "fog.npy").open("wb") as file:
+        np.savez(file, WRONG["fog.npy"], WRONG["fog.npy"])
+    with pytest.raises(UserError, match="fog.npy holds several arrays: delete it"):
+        find_official(tmp_path)
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_arrays_are_refused_before_training(official, tmp_path, name):
     if WRONG[name] is None:

@@ -82,7 +82,7 @@ def test_several_arrays_are_refused(tmp_path):
     folder = put(tmp_path, COUNTS)
     with (folder / cifar10h.FOLDER / cifar10h.COUNTS).open("wb") as file:
         np.savez(file, COUNTS, COUNTS)
-    with pytest.raises(UserError, match="is no array"):
+    with pytest.raises(UserError, match="holds several arrays"):
         cifar10h.find(folder, LABELS)
 
 

@@ -52,7 +52,7 @@ def test_a_signal_ends_the_run_in_a_line(tmp_path, monkeypatch, capsys, number):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(main, "train_network", lambda *_: signal.raise_signal(number))
     message = refused(capsys, *tiny(tmp_path, *FP32))
-    assert "interrupted; what was trained is kept" in message
+    assert "interrupted; what was trained and measured is kept" in message
     assert "same command goes on" in message
 
 

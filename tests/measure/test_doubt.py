@@ -10,6 +10,7 @@ import sklearn.metrics
 import torch
 
 from lab.data import shapes
+from lab.machine.pieces import Pieces
 from lab.measure import calibration, doubt, statistics
 
 RULES = statistics.Settings()
@@ -51,13 +52,13 @@ def test_foreign_images_are_told_as_scikit_learn_tells_them():
 def test_no_images_are_foreign_to_themselves(trained, evaluated):
     _, hardware, data, _ = trained
     runs = evaluated["baseline"]
-    found = doubt.study_foreign(runs, data.test.pixels, RULES, 42, hardware)
+    found = doubt.study_foreign(runs, data.test.pixels, RULES, 42, hardware, Pieces())
     for by in (found.by_confidence, found.by_energy, found.by_distance):
         assert by.auroc.by_seed[0] == pytest.approx(50, abs=1e-6)
         assert by.auroc.interval.low < 50 < by.auroc.interval.high
         assert by.false_positives.by_seed[0] == pytest.approx(95, abs=1)
     others = shapes.draw(400, 77).pixels  # drawn as the test images are
-    found = doubt.study_foreign(runs, others, RULES, 42, hardware)
+    found = doubt.study_foreign(runs, others, RULES, 42, hardware, Pieces())
     for by in (found.by_confidence, found.by_energy, found.by_distance):
         assert by.auroc.by_seed[0] == pytest.approx(50, abs=5)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shutil
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from sklearn.metrics import classification_report
 import main
 from lab.data import shapes
 from lab.data.images import Images
+from lab.machine.files import ResultFiles
 from lab.measure import failures, statistics
 from lab.measure.evaluation import HeldOut, Outputs, evaluate
 from lab.report import figures, sentences
@@ -49,7 +51,10 @@ def test_table_csv_figure_and_text_count_the_same(made_tiny_run, tmp_path):
     def plot_only_transitions(results, files):
         plotted.append(figures.FAILURE_FIGURES["transitions"](results, results.failures))
 
-    with pytest.MonkeyPatch.context() as patch:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        mock.patch.object(ResultFiles, "write", autospec=True, side_effect=ResultFiles.write) as w,
+    ):
         patch.setattr(figures, "save", plot_only_transitions)
         main.main(tiny(tmp_path))
     (figure,) = plotted
@@ -58,6 +63,7 @@ def test_table_csv_figure_and_text_count_the_same(made_tiny_run, tmp_path):
     table = pd.read_csv(tmp_path / "results" / "transitions.csv", index_col=0)["to SE-Attention"]
     wrong = ~predictions.baseline_correct | ~predictions.se_attention_correct
     assert len(predictions) == table.sum() == 100 and len(mistakes) == wrong.sum()
+    assert [call.args[1] for call in w.call_args_list].count("results/predictions.csv") == 1
     by_way = mistakes.se_attention_transition.value_counts().reindex(table.index[1:], fill_value=0)
     assert by_way.tolist() == table.iloc[1:].tolist()
     drawn = [bar.get_width() for bar in figure.axes[0].patches]

@@ -13,15 +13,12 @@ from helpers import ROOT
 import main
 from lab.data import shapes
 from lab.machine.device import Hardware
-from lab.measure import gradcam, heatmaps, statistics
-
-RULES = statistics.Settings()
+from lab.measure import gradcam, heatmaps
 
 
 @pytest.mark.parametrize("stages", [1, 2, 4])
 def test_random_maps_are_as_coarse_as_grad_cams(monkeypatch, stages):
     recipe = main.Recipe(dataset="shapes", widths=(8,) * stages, stem=4)
-    settings = heatmaps.Settings(curve_steps=2)
     model = main.build_network(main.NETWORKS[0], recipe, 10).eval()
     images = shapes.draw(10, seed=3)
     model.measure_input(images.pixels)
@@ -34,14 +31,13 @@ def test_random_maps_are_as_coarse_as_grad_cams(monkeypatch, stages):
 
     monkeypatch.setattr(F, "interpolate", interpolate)
     hardware = Hardware(torch.device("cpu"), "fp32", "")
-    heatmaps.study([model], images, settings, RULES, 42, hardware)
+    heatmaps.try_maps(model, images, 2, 42, hardware)
     side = 32 // 2**stages
     assert len(sizes) > 2 and set(sizes) == {(side, side)}
 
 
 def test_a_stage_is_shuffled_with_its_attention(monkeypatch):
     recipe = main.Recipe(dataset="shapes", widths=(8, 8), stem=4)
-    settings = heatmaps.Settings(curve_steps=2)
     model = main.build_network(main.NETWORKS[1], recipe, 10).eval()
     before = copy.deepcopy(model.state_dict())
     seen = []
@@ -53,7 +49,7 @@ def test_a_stage_is_shuffled_with_its_attention(monkeypatch):
 
     monkeypatch.setattr(gradcam, "heatmaps_of", look)
     hardware = Hardware(torch.device("cpu"), "fp32", "")
-    heatmaps.study([model], shapes.draw(10, seed=3), settings, RULES, 42, hardware)
+    heatmaps.try_maps(model, shapes.draw(10, seed=3), 2, 42, hardware)
     shuffled = []  # the layers whose matrices have changed, step by step
     for found in seen[1:]:
         changed = {name for name in before if not torch.equal(found[name], before[name])}

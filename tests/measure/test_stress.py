@@ -12,6 +12,7 @@ from helpers import BASELINE, SE, small_network
 from lab.data import shapes
 from lab.data.images import Dataset, Images, Split
 from lab.machine.device import Hardware
+from lab.machine.pieces import Pieces
 from lab.measure import attacks, doubt, heatmaps, statistics, stress
 from lab.measure.evaluation import evaluate_all
 from lab.measure.models import TrainedModel
@@ -71,7 +72,7 @@ def tried():
         explained=torch.arange(50, 60),
     )
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        outcome = stress.run(by_network, data, chosen, SETTINGS, RULES, 42, hardware)
+        outcome = stress.run(by_network, data, chosen, SETTINGS, RULES, 42, hardware, Pieces())
     return data, chosen, outcome, said.getvalue()
 
 
