@@ -1070,13 +1070,14 @@ def measure(
                 by_network, data, chosen, settings.stress_tests, rules, seed, hardware, pieces
             )
             results = replace(results, stress=outcome)
+            watch.say(pieces.say())
         writer.write_numbers(results, files)
 
     with parts.part("figures"):
         figures.save(results, files)
     writer.finish(replace(results, failed=parts.failed()), files)
-    pieces.join()
     parts.raise_first()
+    pieces.join()
 
 
 def announce(settings: Settings, hardware: Hardware) -> None:

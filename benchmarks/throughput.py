@@ -1,4 +1,4 @@
-"""How fast main.py trains, beside the usual pipeline, on this machine; one table.
+"""How fast main.py trains, beside the usual pipeline, on this machine; one table, in four minutes.
 
     python benchmarks/throughput.py --data-dir ../shared/data
     python benchmarks/throughput.py --device cpu --precision fp32 --dataset shapes
@@ -7,17 +7,22 @@ Takes the options of main.py. The usual pipeline is the one published for this c
 conv-BN-ReLU-maxpool blocks of 32/64/128 channels and a layer of 256 units (SE with reduction 4
 after each block), Adam 1e-3, batch 64, float32, crop, flip, ToTensor and Normalize per image by
 torchvision in a DataLoader with two workers.
+
+Everything is measured in short rounds, in turn, so that a slow stretch of the machine meets all of
+them: the table has the median over the rounds and their range, and says where that is so wide that
+nothing should be quoted.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import resource
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +36,19 @@ from torchvision import transforms
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main
-from lab.data.images import IMAGE_SIZE, Dataset, Images, to_input
+from lab.data.images import IMAGE_SIZE, Dataset, Images, Split, to_input
 from lab.machine.device import Hardware, prepare_machine
 from lab.machine.parallel import in_parallel
+from lab.machine.recorder import Recorder, Step
 from lab.measure.evaluation import logits_of
-from lab.measure.models import Network, TrainedModel
+from lab.measure.models import Network
 
-IMAGES = 6_400  # images in a measured epoch of ours, and in the measured part of a usual one
+STEPS = {"cpu": 1, "cuda": 12}  # of a measured round of ours
+USUAL_STEPS = 20  # of the usual pipeline's, after ten during which its workers start
+LEAST_ROUNDS = 3
+MOST_ROUNDS = 9
+SECONDS = 180  # for all rounds
+QUIET = 0.2  # range of the rounds, of their median
 
 
 class UsualCNN(nn.Module):
@@ -118,7 +129,7 @@ class UsualImages(torch_data.Dataset):
 
 @dataclass(frozen=True)
 class Speed:
-    """Images a second."""
+    """Images a second, in one round."""
 
     training: float
     evaluation: float
@@ -128,28 +139,36 @@ class Speed:
         return 15 * (45_000 / self.training + 5_000 / self.evaluation) / 60
 
 
-def usual_speed(network: Network, data: Dataset, device: torch.device) -> Speed:
-    """The usual pipeline's; what its first ten batches take, while workers start, is left out."""
-    model = network.build(main.Recipe(), len(data.classes)).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    speeds = []
-    for training in (True, False):
-        index = torch.arange(len(data.train)).repeat(4)[: IMAGES + 640]
-        images = UsualImages(data.train.select(index), training)
+class UsualPipeline:
+    """A usual network's training, of which each call is a round."""
+
+    def __init__(self, network: Network, data: Dataset, device: torch.device) -> None:
+        self.data = data
+        self.device = device
+        self.model = network.build(main.Recipe(), len(data.classes)).to(device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
+
+    def __call__(self) -> list[Speed]:
+        return [Speed(self.images_a_second(training=True), self.images_a_second(training=False))]
+
+    def images_a_second(self, training: bool) -> float:
+        count = 64 * (10 + USUAL_STEPS)
+        index = torch.arange(len(self.data.train)).repeat(math.ceil(count / len(self.data.train)))
+        images = UsualImages(self.data.train.select(index[:count]), training)
         loader = torch_data.DataLoader(images, batch_size=64, shuffle=training, num_workers=2)
-        model.train(training)
+        self.model.train(training)
         for batch, (pixels, labels) in enumerate(loader):
             if batch == 10:
                 start = time.perf_counter()
             with torch.set_grad_enabled(training):
-                loss = F.cross_entropy(model(pixels.to(device)), labels.to(device))
+                logits = self.model(pixels.to(self.device))
+                loss = F.cross_entropy(logits, labels.to(self.device))
             if training:
-                optimizer.zero_grad()
+                self.optimizer.zero_grad()
                 loss.backward()
-                optimizer.step()
+                self.optimizer.step()
             loss.item()
-        speeds.append((len(images) - 640) / (time.perf_counter() - start))
-    return Speed(*speeds)
+        return 64 * USUAL_STEPS / (time.perf_counter() - start)
 
 
 def share_of_crops(recipe: main.Recipe) -> dict[int, float]:
@@ -158,35 +177,66 @@ def share_of_crops(recipe: main.Recipe) -> dict[int, float]:
     return {side: sides.count(side) / len(sides) for side in sorted(set(sides))}
 
 
-def with_one_side(recipe: main.Recipe, side: int, epochs: int) -> main.Recipe:
-    """A recipe whose epochs all see images of one side."""
+def with_one_side(recipe: main.Recipe, side: int) -> main.Recipe:
+    """A recipe whose epochs, of which there are more than rounds, all see images of one side."""
     crop_epochs = 0.0 if side == IMAGE_SIZE else 1.0
-    return dataclasses.replace(recipe, epochs=epochs, crop_epochs=crop_epochs)
+    return dataclasses.replace(recipe, epochs=1000, crop_epochs=crop_epochs)
 
 
-def our_speeds(
-    networks: Sequence[Network], data: Dataset, recipe: main.Recipe, hardware: Hardware
-) -> list[Speed]:
-    """main.py's own loop over its schedule of crops: two epochs of each side, the second counts.
+@dataclass
+class OneSide:
+    """A network's training by main.py's own loop on images of one side."""
+
+    training: main.Training
+    step: Step
+
+    def seconds(self, hardware: Hardware) -> float:
+        """Of the next epoch, for one image."""
+        epoch = len(self.training.history)
+        log = main.train_epoch(self.training, self.step, epoch, hardware)
+        self.training.history.append(log)
+        return log.seconds / len(self.training.images)
+
+
+class OurPipeline:
+    """main.py's loop over its schedule of crops; each call is a round.
 
     Several networks are trained as main.py does it, perhaps side by side.
     """
-    seconds = np.zeros(len(networks))
-    for side, share in share_of_crops(recipe).items():
-        of_side = with_one_side(recipe, side, epochs=2)
-        with tempfile.TemporaryDirectory() as folder:
-            jobs = [main.TrainingJob(n, of_side, Path(folder) / f"{n.key}.pth") for n in networks]
-            trained = main.train_all(jobs, data, hardware)
-        seconds += [share * one.checkpoint.history[-1].seconds for one in trained]
 
-    def evaluation_speed(one: TrainedModel) -> float:
+    def __init__(
+        self, networks: Sequence[Network], data: Dataset, recipe: main.Recipe, hardware: Hardware
+    ) -> None:
+        self.hardware = hardware
+        self.shares = share_of_crops(recipe)
+        self.by_side: dict[int, list[OneSide]] = {}
+        for side in self.shares:
+            self.by_side[side] = []
+            for network in networks:
+                job = main.TrainingJob(network, with_one_side(recipe, side), Path("unused"))
+                training = main.start_training(job, data, hardware)
+                step: Step = partial(main.train_step, training=training, hardware=hardware)
+                if hardware.device.type == "cuda":
+                    step = Recorder(step)
+                self.by_side[side].append(OneSide(training, step))
+
+    def __call__(self) -> list[Speed]:
+        seconds = np.zeros(len(self.by_side[max(self.by_side)]))
+        for side, share in self.shares.items():
+            of_side = self.by_side[side]
+            seconds += share * np.array(in_parallel(self.train, of_side, self.hardware))
+        evaluated = in_parallel(self.evaluate, self.by_side[max(self.by_side)], self.hardware)
+        return [Speed(*pair) for pair in zip(1 / seconds, evaluated, strict=True)]
+
+    def train(self, one: OneSide) -> float:
+        return one.seconds(self.hardware)
+
+    def evaluate(self, one: OneSide) -> float:
+        """Images a second."""
+        pixels = one.training.images.pixels
         start = time.perf_counter()
-        logits_of(one.model, data.train.pixels, hardware)
-        return len(data.train) / (time.perf_counter() - start)
-
-    training_speeds = len(data.splits[recipe.seed].training) / seconds
-    evaluation_speeds = in_parallel(evaluation_speed, trained, hardware)
-    return [Speed(*pair) for pair in zip(training_speeds, evaluation_speeds, strict=True)]
+        logits_of(one.training.model, pixels, self.hardware)
+        return len(pixels) / (time.perf_counter() - start)
 
 
 def median_seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
@@ -206,7 +256,7 @@ def peak_tflops(hardware: Hardware) -> float:
 
     Of both, since on some processors PyTorch's products are the slower ones by far.
     """
-    size = 4096 if hardware.device.type == "cpu" else 8192
+    size = 2048 if hardware.device.type == "cpu" else 8192
     dtype = torch.bfloat16 if hardware.precision == "bf16" else torch.float32
     a = torch.randn(size, size, device=hardware.device, dtype=dtype)
     b = torch.randn(size, size, device=hardware.device, dtype=dtype)
@@ -249,7 +299,7 @@ def data_seconds(data: Dataset, recipe: main.Recipe, hardware: Hardware) -> floa
     pixels = data.train.pixels.to(hardware.device)
     seconds = 0.0
     for side, share in share_of_crops(recipe).items():
-        plan = main.plan_epoch(0, len(pixels), with_one_side(recipe, side, epochs=1))
+        plan = main.plan_epoch(0, len(pixels), with_one_side(recipe, side))
         plan = plan.to(hardware.device)
         index = plan.order[: recipe.batch_size]
 
@@ -267,92 +317,167 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def few_images(data: Dataset, recipe: main.Recipe) -> Dataset:
-    """The dataset with few training images, split anew."""
-    train = data.train.select(torch.arange(min(IMAGES, len(data.train))))
-    split = main.split_train(train.labels, recipe.validation, recipe.seed)
-    return dataclasses.replace(data, train=train, splits={recipe.seed: split})
+def few_images(data: Dataset, recipe: main.Recipe, device: torch.device) -> Dataset:
+    """The dataset with as many training images as a round takes, and few to validate on."""
+    count = STEPS[device.type] * recipe.batch_size
+    index = torch.arange(count + 100) % len(data.train)
+    split = Split(torch.arange(count), torch.arange(count, count + 100))
+    return dataclasses.replace(data, train=data.train.select(index), splits={recipe.seed: split})
+
+
+@dataclass
+class Row:
+    """A network in a pipeline, and how fast it was in each round."""
+
+    title: str
+    flops: float  # of a training step, for one image
+    data_seconds: float | None = None  # only of ours
+    rounds: list[Speed] = field(default_factory=list)
+
+    def minutes(self) -> np.ndarray:
+        """By round."""
+        return np.array([speed.minutes() for speed in self.rounds])
+
+    def cells(self, peak: float) -> list[str]:
+        speeds = np.array([speed.training for speed in self.rounds])
+        speed = float(np.median(speeds))
+        tflops = self.flops * speed / 1e12
+        between = f"{speeds.min():,.0f} to {speeds.max():,.0f}"
+        minutes = f"{np.median(self.minutes()):.2f}"
+        cells = [self.title, f"{speed:,.0f}", between, minutes]
+        data_share = "" if self.data_seconds is None else f"{self.data_seconds * speed:.1%}"
+        of_peak = "" if self.data_seconds is None else f"{tflops / peak:.0%}"
+        quiet = "" if spread(self.minutes()) <= QUIET else "not quiet"
+        return [*cells, data_share, f"{tflops:.3f}", of_peak, quiet]
+
+
+def spread(values: np.ndarray) -> float:
+    """The range of some rounds, of their median."""
+    return float(np.ptp(values) / np.median(values))
 
 
 @dataclass(frozen=True)
-class Row:
-    """What was measured of a network in a pipeline."""
+class Entrant:
+    """A pipeline, each round of which gives a speed to each of its rows."""
 
-    title: str
-    speed: Speed
-    flops: float
-    data_seconds: float | None = None  # only of ours
-
-    def cells(self, peak: float) -> list[str]:
-        tflops = self.flops * self.speed.training / 1e12
-        cells = [self.title, f"{self.speed.training:,.0f}", f"{self.speed.minutes():.2f}"]
-        if self.data_seconds is None:
-            return [*cells, "", f"{tflops:.3f}", ""]
-        data_share = self.data_seconds * self.speed.training
-        return [*cells, f"{data_share:.1%}", f"{tflops:.3f}", f"{tflops / peak:.0%}"]
+    rows: Sequence[Row]
+    measure: Callable[[], Sequence[Speed]]
 
 
-def measure_ours(network: Network, data: Dataset, recipe: main.Recipe, hardware: Hardware) -> Row:
-    """Alone on all cores."""
-    alone = dataclasses.replace(hardware, at_once=1)
-    (speed,) = our_speeds([network], data, recipe, alone)
-    flops = step_flops(network, data, recipe)
-    return Row(f"ours, {network.title}", speed, flops, data_seconds(data, recipe, hardware))
+def usual_entrant(network: Network, data: Dataset, device: torch.device, flops: float) -> Entrant:
+    return Entrant([Row(f"usual, {network.title}", flops)], UsualPipeline(network, data, device))
 
 
-def measure_side_by_side(data: Dataset, recipe: main.Recipe, hardware: Hardware) -> list[Row]:
-    """Both networks at once, each on its share of the cores, as `python main.py` trains them."""
+def our_entrant(
+    networks: Sequence[Network], data: Dataset, recipe: main.Recipe, hardware: Hardware, how: str
+) -> Entrant:
     rows = []
-    speeds = our_speeds(main.NETWORKS, data, recipe, hardware)
-    for network, speed in zip(main.NETWORKS, speeds, strict=True):
+    for network in networks:
         flops = step_flops(network, data, recipe)
-        rows.append(Row(f"ours, {network.title}, side by side", speed, flops))
-    return rows
+        rows.append(Row(f"ours, {network.title}{how}", flops, data_seconds(data, recipe, hardware)))
+    return Entrant(rows, OurPipeline(networks, data, recipe, hardware))
 
 
-def measure_usual(
-    network: Network, data: Dataset, recipe: main.Recipe, device: torch.device
-) -> Row:
-    speed = usual_speed(network, data, device)
-    return Row(f"usual, {network.title}", speed, step_flops(network, data, recipe))
+def measure_in_turn(entrants: Sequence[Entrant]) -> None:
+    """Rounds of all, one after the other, as long as there is time for one more.
+
+    A first one, in which much is made, is not counted.
+    """
+    start = time.perf_counter()
+    for entrant in entrants:
+        entrant.measure()
+    for k in range(MOST_ROUNDS):
+        one_round = (time.perf_counter() - start) / (k + 1)
+        if k >= LEAST_ROUNDS and time.perf_counter() - start + one_round > SECONDS:
+            break
+        for entrant in entrants:
+            for row, speed in zip(entrant.rows, entrant.measure(), strict=True):
+                row.rounds.append(speed)
+
+
+def total_minutes(entrants: Sequence[Entrant], side_by_side: bool) -> np.ndarray:
+    """By round, of the trainings of all; those side by side take as long as the slowest."""
+    minutes = np.stack([row.minutes() for entrant in entrants for row in entrant.rows])
+    return minutes.max(0) if side_by_side else minutes.sum(0)
+
+
+def say_ratio(what: str, ratios: np.ndarray) -> str:
+    """A ratio's median over the rounds, and its range."""
+    said = f"{what}: {np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
+    return said if spread(ratios) <= QUIET else f"{said}: not quiet, not to be quoted"
+
+
+@dataclass(frozen=True)
+class Field:
+    """All that take part."""
+
+    usual: Sequence[Entrant]
+    usual_on_our_loop: Sequence[Entrant]
+    ours: Sequence[Entrant]
+    side_by_side: Sequence[Entrant]  # ours too; none where networks are trained one by one
+
+    def all(self) -> list[Entrant]:
+        return [*self.usual, *self.usual_on_our_loop, *self.ours, *self.side_by_side]
+
+
+def gather(data: Dataset, recipe: main.Recipe, hardware: Hardware) -> Field:
+    """Each network alone on all cores, and ours as main.py trains them."""
+    alone = dataclasses.replace(hardware, at_once=1)
+    whole_images = dataclasses.replace(recipe, crop_epochs=0.0)  # as the usual network's
+    usual = []
+    on_our_loop = []
+    for network in USUAL_NETWORKS:
+        flops = step_flops(network, data, whole_images)
+        usual.append(usual_entrant(network, data, hardware.device, flops))
+        on_our_loop.append(our_entrant([network], data, whole_images, alone, ""))
+    ours = [our_entrant([network], data, recipe, alone, "") for network in main.NETWORKS]
+    together = []
+    if hardware.at_once > 1:
+        together.append(our_entrant(main.NETWORKS, data, recipe, hardware, ", side by side"))
+    return Field(usual, on_our_loop, ours, together)
+
+
+def print_ratios(field: Field) -> None:
+    """What the rounds say of pipelines beside each other."""
+    one_by_one = total_minutes(field.ours, side_by_side=False)
+    our_minutes = one_by_one
+    if field.side_by_side:
+        our_minutes = total_minutes(field.side_by_side, side_by_side=True)
+        print(say_ratio("both networks one by one over side by side", one_by_one / our_minutes))
+    usual_minutes = total_minutes(field.usual, side_by_side=False)
+    print(say_ratio("both trainings, ours over the usual pipeline's", our_minutes / usual_minutes))
+    for its_own, our_loop in zip(field.usual, field.usual_on_our_loop, strict=True):
+        ratios = its_own.rows[0].minutes() / our_loop.rows[0].minutes()
+        print(say_ratio(f"{its_own.rows[0].title}: its own loop over ours", ratios))
+
+
+def no_line(title: str, log: main.EpochLog, speed: float) -> None:
+    """In place of main.py's line for each epoch."""
 
 
 def run(settings: main.Settings) -> None:
     hardware = prepare_machine(settings.machine, len(main.NETWORKS))
-    data = few_images(main.load_data(settings), settings.recipe)
-    whole_images = dataclasses.replace(settings.recipe, crop_epochs=0.0)  # as the usual network's
-    print(f"{hardware.description}, PyTorch {torch.__version__}; takes some minutes")
+    data = few_images(main.load_data(settings), settings.recipe, hardware.device)
+    print(f"{hardware.description}, PyTorch {torch.__version__}; takes four minutes")
     print(f"precision: {hardware.precision}, since {hardware.reason}", flush=True)
+    main.print_epoch = no_line
 
+    field = gather(data, settings.recipe, hardware)
     peak = peak_tflops(hardware)
-    same = [measure_ours(n, data, whole_images, hardware) for n in USUAL_NETWORKS]
-    ours = [measure_ours(n, data, settings.recipe, hardware) for n in main.NETWORKS]
-    together = []
-    if hardware.at_once > 1:
-        together = measure_side_by_side(data, settings.recipe, hardware)
+    measure_in_turn(field.all())
     peak = max(peak, peak_tflops(hardware))
-    memory = peak_memory(hardware.device)
-    usual = [measure_usual(n, data, whole_images, hardware.device) for n in USUAL_NETWORKS]
 
-    print("\n| pipeline, network | images/s | 15 epochs, min | data | TFLOP/s | of peak |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    for row in (*usual, *same, *ours, *together):
-        print("|", " | ".join(row.cells(peak)), "|")
-
-    our_minutes = sum(row.speed.minutes() for row in ours)
-    if together:
-        one_by_one = our_minutes
-        our_minutes = max(row.speed.minutes() for row in together)
-        faster = one_by_one / our_minutes
-        print(f"\nboth networks side by side: {faster:.2f} times as fast as one by one")
-    ratio = our_minutes / sum(row.speed.minutes() for row in usual)
-    print(f"both trainings, ours over the usual pipeline's: {ratio:.2f}")
-    for network, row, usual_row in zip(USUAL_NETWORKS, same, usual, strict=True):
-        faster = row.speed.training / usual_row.speed.training
-        print(f"{network.title}, our loop over its own: {faster:.1f} x")
+    print(f"\nMedians of {len(field.usual[0].rows[0].rounds)} rounds, and their range\n")
+    print("| pipeline, network | images/s | range | 15 epochs, min | data | TFLOP/s | of peak | |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |")
+    for entrant in field.all():
+        for row in entrant.rows:
+            print("|", " | ".join(row.cells(peak)), "|")
+    print()
+    print_ratios(field)
     print(f"peak of a large product or convolution in {hardware.precision}: {peak:.2f} TFLOP/s")
     kind = "GPU" if hardware.device.type == "cuda" else "resident"
-    print(f"peak {kind} memory, ours: {memory:.2f} GiB")
+    print(f"peak {kind} memory, ours: {peak_memory(hardware.device):.2f} GiB")
 
 
 if __name__ == "__main__":

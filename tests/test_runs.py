@@ -11,12 +11,24 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import KEYS, ROOT, SKETCHING, STRESS, comparison, fingerprint, run_main, tiny, weights
+from helpers import (
+    KEYS,
+    ROOT,
+    SKETCHING,
+    STRESS,
+    comparison,
+    fingerprint,
+    refused,
+    run_main,
+    tiny,
+    weights,
+    without_times,
+)
 from sketches import sketched
 
 import main
 from lab.data import benchmarks, shapes
-from lab.machine import device, files
+from lab.machine import device, files, pieces
 from lab.measure import comparison as comparing
 from lab.measure import failures, gradcam, stress
 from lab.measure.models import Checkpoint, load_checkpoint, path_of_weights, save_checkpoint
@@ -36,7 +48,7 @@ def promised_files(output):
         absent.append("plots/label_suspects.png")
     if not found["failures"]["people"]:
         absent.append("results/people.csv")
-    for name in re.findall(r"`((?:models|results|plots|gradcam)/[^`]+)`", table):
+    for name in re.findall(r"`((?:models|measured|results|plots|gradcam)/[^`]+)`", table):
         if name in absent:
             continue
         for network in main.NETWORKS if "<network>" in name else (None,):
@@ -124,6 +136,7 @@ def test_a_rerun_trains_nothing_and_redraws(tiny_run, monkeypatch, drawing_curve
     drawn = curves.read_bytes()
     assert len(drawn) > 10 * len(sketch)
     curves.unlink()
+    shutil.rmtree(tiny_run / "measured")  # so that all is measured anew
     main.main(tiny(tiny_run, *STRESS))
     assert curves.read_bytes() == drawn
     assert (tiny_run / "results" / "robustness.json").read_bytes() == stress
@@ -400,6 +413,69 @@ def test_a_kill_loses_none_of_the_parts_before(tiny_run, tmp_path, monkeypatch, 
         main.main(tiny(tmp_path / "run", *STRESS))
     found = comparison(tmp_path / "run")
     assert found["verdicts"] and bool(found["failures"]) == (part == "stress")
+
+
+PIECES = 43  # of two networks: 18 corruptions, a batch under attack, noise, heatmaps; SE's gates
+
+
+def numbers_of(run):
+    return (run / "results" / "robustness.json").read_bytes()
+
+
+def test_a_kill_in_the_stress_tests_loses_no_finished_piece(
+    made_tiny_run, tmp_path, undrawn, monkeypatch, capsys
+):
+    """Killed twice, the third run measures what is missing, to the bits of one never killed."""
+    shutil.copytree(made_tiny_run / "models", tmp_path / "models")
+    written = []
+    write = pieces.write_tensors
+
+    def write_or_die(path, content):
+        if len(written) % 15 == 14:
+            raise KeyboardInterrupt
+        written.append(path)
+        write(path, content)
+
+    monkeypatch.setattr(pieces, "write_tensors", write_or_die)
+    for _ in range(2):
+        assert "what was trained and measured is kept" in refused(capsys, *tiny(tmp_path, *STRESS))
+        written.append("")
+    kept = len(list((tmp_path / "measured" / "unfinished").iterdir()))
+    assert kept >= 28
+    monkeypatch.setattr(pieces, "write_tensors", write)
+    main.main(tiny(tmp_path, *STRESS))
+    assert f"{kept} of {PIECES} measurements were there already" in capsys.readouterr().out
+    assert numbers_of(tmp_path) == numbers_of(made_tiny_run)
+    found, expected = (comparison(run) for run in (tmp_path, made_tiny_run))
+    assert without_times(found) == without_times(expected)
+    left = sorted(path.name for path in (tmp_path / "measured").iterdir())
+    assert left == ["baseline_seed42.pth", "se_attention_seed42.pth"]
+
+
+@pytest.mark.slow
+def test_more_seeds_measure_theirs_alone(made_tiny_run, tmp_path, undrawn, capsys):
+    for folder in ("models", "measured"):
+        shutil.copytree(made_tiny_run / folder, tmp_path / folder)
+    main.main(tiny(tmp_path, *STRESS, "--seeds", "2"))
+    found = f"{PIECES} of {2 * PIECES} measurements were there already"
+    assert found in capsys.readouterr().out
+    together = numbers_of(tmp_path)
+    shutil.rmtree(tmp_path / "measured")
+    main.main(tiny(tmp_path, *STRESS, "--seeds", "2"))
+    assert f"0 of {2 * PIECES} measurements" in capsys.readouterr().out
+    assert numbers_of(tmp_path) == together
+
+
+def test_other_settings_are_measured_anew(tiny_run, undrawn, capsys):
+    """But for what does not depend on them."""
+    changed = ["--attack-steps", "4", "--stress-images", "60"]
+    main.main(tiny(tiny_run, *STRESS, *changed))
+    said = capsys.readouterr().out
+    assert f"{PIECES - 2 - 36} of {PIECES} measurements were there already" in said
+    found = numbers_of(tiny_run)
+    shutil.rmtree(tiny_run / "measured")
+    main.main(tiny(tiny_run, *STRESS, *changed))
+    assert numbers_of(tiny_run) == found
 
 
 @pytest.mark.slow

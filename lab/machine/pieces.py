@@ -94,8 +94,11 @@ class Pieces:
         return self.folder / f"{owner}.pth"
 
     def join(self) -> None:
-        """One file for each owner; what was not used, or is of a killed run, is deleted."""
-        if self.folder is None:
+        """One file for each owner; what was not used, or is of a killed run, is deleted.
+
+        Not by a run that used none, as one without stress tests.
+        """
+        if self.folder is None or not self.used:
             return
         for owner, pieces in self.used.items():
             if pieces.keys() != self.joined[owner].keys():
@@ -103,9 +106,7 @@ class Pieces:
         shutil.rmtree(self.folder / "unfinished", ignore_errors=True)
 
     def say(self) -> str:
-        """How many pieces had been made before; "" where none had."""
-        if self.found == 0:
-            return ""
+        """How many pieces had been made before."""
         return f"{self.found} of {self.found + self.made} measurements were there already"
 
 

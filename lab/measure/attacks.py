@@ -49,19 +49,18 @@ class Settings:
     """largest change of a pixel by an attack, of 255"""
     attack_targets: Annotated[int, Between(1, 9)] = 5
     """classes that an image is pushed to, the nearest first"""
-    attack_steps: Annotated[int, Between(3)] = 40
-    """steps of an attack towards the class that the image comes nearest to"""
+    attack_steps: Annotated[int, Between(2)] = 40
+    """steps of an attack towards the classes that an image comes nearest to"""
 
     def rounds(self) -> list[Round]:
         """All images and classes for few steps, then fewer of both for more."""
         brief = math.ceil(0.15 * self.attack_steps)
         longer = math.ceil(0.25 * self.attack_steps)
-        rest = self.attack_steps - brief - longer
         fewer = max(1, self.attack_targets // 2)
         return [
             Round(self.attack_targets, brief, is_rough=True),
             Round(fewer, longer, entry=0.6),
-            Round(fewer, rest, entry=0.85),
+            Round(fewer, self.attack_steps, entry=0.85),
         ]
 
 

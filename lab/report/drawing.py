@@ -15,6 +15,8 @@ import cv2
 import matplotlib
 import numpy as np
 import seaborn as sns
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure, SubFigure
 
 PAGE = 6.3  # inches: figures are as wide as the paper's text, so that 8 points are 8 in print
@@ -41,9 +43,16 @@ def new_figure(height: float, width: float = PAGE) -> Figure:
 
 
 def rendered(figure: Figure, file_type: str, without: dict[str, None]) -> bytes:
-    """The figure's file, `without` a date or version: so a rerun gives the same bytes."""
+    """The figure's file, PNG or PDF, `without` a date or version: so a rerun gives the same bytes.
+
+    Not by `savefig`, which lays out and draws twice.
+    """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=file_type, dpi=200, metadata=without)
+    if file_type == "png":
+        figure.set_dpi(200)
+        FigureCanvasAgg(figure).print_png(buffer, metadata=without)
+    else:
+        FigureCanvasPdf(figure).print_pdf(buffer, metadata=without)
     return buffer.getvalue()
 
 
