@@ -7,10 +7,16 @@ is people's: an image's label is rejected where more of them choose another clas
 the test images into an order. The images of even index are to choose a rule by, those of odd index
 say how good it is: average precision, how many of the first 50 and 200 are rejected, and how many
 of all rejected ones are among them. Of networks of several seeds, what a rule says is averaged.
+
+Where label-errors/cifar10_mturk.json lies in the data folder (github: cleanlab/label-errors), the
+suspects are held against it too: test images that confident learning had called mislabelled, each
+reviewed by five people (Northcutt et al., NeurIPS 2021). A label is kept where at least three of
+them choose it.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +30,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main
+from lab.data import cifar10
 from lab.machine.device import prepare_machine
 from lab.measure import people, suspects
 from lab.measure.evaluation import Evaluation, at_labels, evaluate_all
@@ -108,6 +115,38 @@ def judge(order: np.ndarray, rejected: np.ndarray) -> dict[str, float]:
     return row
 
 
+def read_reviews(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The images that were reviewed int64 [N], and whether their labels were rejected bool [N]."""
+    path = folder / "label-errors" / "cifar10_mturk.json"
+    if not path.exists():
+        return np.zeros(0, int), np.zeros(0, bool)
+    images = []
+    rejected = []
+    for review in json.loads(path.read_text(encoding="utf-8")):
+        images.append(review["id"])
+        rejected.append(review["mturk"]["given"] < 3)
+    return np.array(images), np.array(rejected)
+
+
+def print_reviews(
+    found: dict[str, np.ndarray], agreed: np.ndarray, images: np.ndarray, rejected: np.ndarray
+) -> None:
+    """The rules and main.py's suspects on the images that were reviewed."""
+    from sklearn.metrics import average_precision_score
+
+    print(f"\n{len(images)} reviewed images, {rejected.sum()} labels rejected by the reviewers\n")
+    rows = {}
+    for name, order in found.items():
+        precision = average_precision_score(rejected, order[images])
+        rows[name] = {"average precision": 100 * float(precision)}
+    print(pd.DataFrame(rows).T.round(1).to_markdown())
+    named = agreed[images] > 0
+    print(
+        f"\nof main.py's {(agreed > 0).sum()} suspects {named.sum()} were reviewed: "
+        f"{(named & rejected).sum()} labels rejected, {(named & ~rejected).sum()} kept"
+    )
+
+
 def run(settings: main.Settings) -> None:
     """The table, on even and on odd images."""
     hardware = prepare_machine(settings.machine, len(main.NETWORKS))
@@ -131,6 +170,9 @@ def run(settings: main.Settings) -> None:
         print(pd.DataFrame(rows).T.round(1).to_markdown())
     named = agreed > 0
     print(f"\nmain.py names {named.sum()}, of which people reject {(named & rejected).sum()}")
+    images, by_reviewers = read_reviews(cifar10.home_of(settings.data_dir))
+    if len(images) > 0:
+        print_reviews(found, agreed, images, by_reviewers)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from pathlib import Path
 import joblib
 import pytest
 import torch
-from helpers import MAIN, SKETCHING, fingerprint, refused, tiny, wait_until
+from helpers import MAIN, SKETCHING, STRESS, fingerprint, refused, tiny, wait_until
 
 import main
 from lab.data import cifar10
@@ -127,6 +128,58 @@ def test_25_kills_at_random_moments(uninterrupted, tmp_path):
         killed_and_resumed(tmp_path / str(runs), uninterrupted, [rng.uniform(0.1, 1) * seconds])
         runs += 1
         assert runs <= 50
+
+
+STRESSED = (*STRESS, "--stress-images", "300", "--attack-images", "300", "--attack-steps", "20")
+
+
+@pytest.fixture(scope="module")
+def stressed_run(made_tiny_run, tmp_path_factory):
+    """A run from a tiny one's weights on, most of whose time goes to stress tests, and its time."""
+    output = tmp_path_factory.mktemp("stressed")
+    shutil.copytree(made_tiny_run / "models", output / "models")
+    since = time.monotonic()
+    process = start(output, *STRESSED)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return output, time.monotonic() - since
+
+
+def killed_in_stress_tests(output, moments):
+    """How many kills there were, and how many measurements were found again after the last."""
+    kills = 0
+    for moment in moments:
+        process = start(output, *STRESSED)
+        try:
+            process.communicate(timeout=moment)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+    process = start(output, *STRESSED)
+    out, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert not list(output.rglob("unfinished")) and not list(output.rglob(".*.tmp"))
+    return kills, int(re.search(r"(\d+) of \d+ measurements were there already", out)[1])
+
+
+@pytest.mark.long
+def test_20_kills_at_random_moments_of_the_stress_tests(stressed_run, made_tiny_run, tmp_path):
+    """Same numbers, to the bit, as never killed."""
+    expected, seconds = stressed_run
+    rng, tried = random.Random(0), collections.Counter()
+    while tried["kills in stress tests"] < 20:
+        output = tmp_path / str(tried["runs"])
+        shutil.copytree(made_tiny_run / "models", output / "models")
+        moments = [rng.uniform(0.3, 0.95) * seconds for _ in range(rng.randint(1, 3))]
+        kills, found = killed_in_stress_tests(output, moments)
+        tried.update({"runs": 1, "kills in stress tests": kills, "measurements found again": found})
+        for name in ("robustness.json", "stress_tests.csv"):
+            same = (expected / "results" / name).read_bytes()
+            assert (output / "results" / name).read_bytes() == same, name
+        assert tried["runs"] <= 40
+    assert tried["measurements found again"] > 20
+    TRIED.update(tried)
 
 
 @pytest.mark.slow

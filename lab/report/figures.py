@@ -216,6 +216,7 @@ def plot_shift(stress: Outcome) -> Figure:
             plot_mean_and_range(right, SEVERITIES, coverage, network)
     left.set(xlabel="severity", ylabel="calibration error (%)", xticks=SEVERITIES)
     right.set(xlabel="severity", ylabel="coverage of sets (%)", xticks=SEVERITIES)
+    right.set_ylim(top=106)  # words stand above a line that is nearly 100
     for sets in stress.networks[0].doubt.shift.sets[0]:  # of each share that may be missed
         promised = 100 * (1 - sets.miss)
         right.axhline(promised, color="0.4", linestyle=":", zorder=1)
