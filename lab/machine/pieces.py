@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -23,11 +23,7 @@ from torch import Tensor
 from lab.machine.files import read_tensors, remove_unfinished, write_tensors
 from lab.machine.options import UserError
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-# A dataclass of arrays, and of lists and dictionaries of them
-Piece = TypeVar("Piece", bound="DataclassInstance")
+Piece = TypeVar("Piece")  # a dataclass of arrays, and of lists and dictionaries of them
 
 
 class Pieces:
@@ -72,7 +68,7 @@ class Pieces:
             piece = restore(**as_arrays(content))
         else:
             piece = make()
-            content = as_tensors(dataclasses.asdict(piece))
+            content = as_tensors(dataclasses.asdict(cast(Any, piece)))
             with suppress(OSError):  # what was measured is not lost to a full disk
                 write_tensors(path, content)
         with self.lock:
