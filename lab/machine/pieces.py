@@ -70,7 +70,7 @@ class Pieces:
             piece = make()
             content = as_tensors(dataclasses.asdict(cast(Any, piece)))
             with suppress(OSError):  # what was measured is not lost to a full disk
-                write_tensors(path, content)
+                write_tensors(path, {"of": path.name, "content": content})
         with self.lock:
             self.used.setdefault(owner, {})[name] = content
             self.found += was_found
@@ -81,8 +81,8 @@ class Pieces:
         """The fields of a finished piece; None where there is none that is whole."""
         with self.lock:
             if owner not in self.joined:
-                self.joined[owner] = read_if_whole(self.path_of(owner)) or {}
-        return read_if_whole(path) or self.joined[owner].get(name)
+                self.joined[owner] = read_own(self.path_of(owner)) or {}
+        return read_own(path) or self.joined[owner].get(name)
 
     def path_of(self, owner: str) -> Path:
         """The file that holds an owner's pieces when a run is whole."""
@@ -98,7 +98,8 @@ class Pieces:
             return
         for owner, pieces in self.used.items():
             if pieces.keys() != self.joined[owner].keys():
-                write_tensors(self.path_of(owner), pieces)
+                path = self.path_of(owner)
+                write_tensors(path, {"of": path.name, "content": pieces})
         shutil.rmtree(self.folder / "unfinished", ignore_errors=True)
 
     def say(self) -> str:
@@ -106,12 +107,13 @@ class Pieces:
         return f"{self.found} of {self.found + self.made} measurements were there already"
 
 
-def read_if_whole(path: Path) -> dict[str, Any] | None:
-    """What `write_tensors` wrote; None where there is nothing, or it is damaged."""
+def read_own(path: Path) -> dict[str, Any] | None:
+    """What was written under this very name; None where there is nothing, or it is damaged."""
     try:
-        return read_tensors(path)
+        written = read_tensors(path)
     except (FileNotFoundError, UserError):
         return None
+    return written["content"] if written.get("of") == path.name else None
 
 
 def digest_of(depends_on: Mapping[str, object]) -> str:

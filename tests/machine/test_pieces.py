@@ -5,7 +5,9 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
+from lab.machine.files import write_tensors
 from lab.machine.pieces import Pieces, digest_of_files
 
 
@@ -108,6 +110,28 @@ def test_a_damaged_piece_is_made_anew(tmp_path, damage, is_whole):
     assert (pieces.found, pieces.made) == (0, 1)
     pieces.join()
     assert is_same(get(Pieces(tmp_path), seed=2), draw(1))
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_a_piece_under_anothers_name_is_made_anew(tmp_path, is_whole):
+    before = Pieces(tmp_path)
+    get(before)
+    get(before, seed=1, owner="baseline_seed43")
+    if is_whole:
+        before.join()
+    one, other = sorted(tmp_path.rglob("*.pth"))
+    other.write_bytes(one.read_bytes())
+    pieces = Pieces(tmp_path)
+    assert is_same(get(pieces, seed=2, owner="baseline_seed43"), draw(2))
+    assert (pieces.found, pieces.made) == (0, 1)
+
+
+def test_another_programs_file_is_made_anew(tmp_path):
+    write_tensors(tmp_path / "baseline_seed42.pth", {"weights": torch.zeros(3)})
+    pieces = Pieces(tmp_path)
+    assert is_same(get(pieces), draw(0))
+    pieces.join()
+    assert is_same(get(Pieces(tmp_path), seed=1), draw(0))
 
 
 def test_a_whole_run_leaves_one_file_for_each_owner_of_what_it_used(tmp_path):
