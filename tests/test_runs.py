@@ -466,6 +466,7 @@ def test_more_seeds_measure_theirs_alone(made_tiny_run, tmp_path, undrawn, capsy
     assert numbers_of(tmp_path) == together
 
 
+@pytest.mark.slow
 def test_other_settings_are_measured_anew(tiny_run, undrawn, capsys):
     """But for what does not depend on them."""
     changed = ["--attack-steps", "4", "--stress-images", "60"]
