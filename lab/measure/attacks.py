@@ -205,7 +205,8 @@ def race(
             made[towards, remaining] = pushed
             closed[towards, remaining] = share_closed(classify, some, pushed, towards)
     best = closed.argmax(0)
-    return Tried(made[best, torch.arange(len(victims))], closed.amax(0) < math.inf)
+    every_image = torch.arange(len(victims), device=best.device)
+    return Tried(made[best, every_image], closed.amax(0) < math.inf)
 
 
 @torch.no_grad()
@@ -374,13 +375,8 @@ def study(
         for other, one in of_seed.items():
             networks[other] = one.trained.model
             depends_on[f"network {other}"] = one.identity
-        return pieces.get(
-            of_seed[key].owner,
-            f"attack{batch}",
-            depends_on,
-            partial(attack_batch, key, networks, some, settings, hardware, tick),
-            Attacked,
-        )
+        make = partial(attack_batch, key, networks, some, settings, hardware, tick)
+        return of_seed[key].measured_once(pieces, f"attack{batch}", depends_on, make, Attacked)
 
     total = len(images) * len(settings.epsilons) * seeds * len(by_network)
     parts = dict(zip(jobs, try_each(attack_one, jobs, hardware, "attacks", total), strict=True))

@@ -238,15 +238,10 @@ def study_foreign(
     by_confidence = []
     by_energy = []
     by_distance = []
-    images = fingerprint({"pixels": pixels})
+    depends_on = {"images": fingerprint({"pixels": pixels})}
     for evaluation in evaluations:
-        answers = pieces.get(
-            evaluation.owner,
-            "foreign",
-            {"images": images, "network": evaluation.identity},
-            partial(answer, evaluation.trained.model, pixels, hardware),
-            Answers,
-        )
+        ask = partial(answer, evaluation.trained.model, pixels, hardware)
+        answers = evaluation.measured_once(pieces, "foreign", depends_on, ask, Answers)
         logits = torch.cat([evaluation.logits, torch.from_numpy(answers.logits)])
         features = torch.cat([evaluation.features, torch.from_numpy(answers.features)])
         distance = distance_from_any_class(features, evaluation.held_out.class_means)

@@ -7,7 +7,7 @@ that is, accuracy by class and confusion.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from lab.data.images import Dataset, to_input
 from lab.machine.device import Hardware
 from lab.machine.parallel import in_parallel
+from lab.machine.pieces import Piece, Pieces
 from lab.measure.models import Model, Network, TrainedModel, fingerprint, mean_over_pixels
 
 
@@ -148,6 +149,18 @@ class Evaluation:
         """
         weights = {name: value.cpu() for name, value in self.trained.model.state_dict().items()}
         return fingerprint({**weights, "answers": self.logits})
+
+    def measured_once(
+        self,
+        pieces: Pieces,
+        kind: str,
+        depends_on: Mapping[str, object],
+        measure: Callable[[], Piece],
+        restore: Callable[..., Piece],
+    ) -> Piece:
+        """A measurement of this network, as `Pieces.get`; it depends on the network too."""
+        depends_on = {**depends_on, "network": self.identity}
+        return pieces.get(self.owner, kind, depends_on, measure, restore)
 
     @cached_property
     def temperature(self) -> float:

@@ -75,14 +75,8 @@ def study(
     depends_on = {"images": fingerprint(images.tensors()), "classes": classes}
     by_seed = []
     for one in evaluations:
-        gates = pieces.get(
-            one.owner,
-            "gates",
-            {**depends_on, "network": one.identity},
-            partial(look_into, one.trained.model, one.outputs, images, classes, hardware),
-            SeedGates,
-        )
-        by_seed.append(gates)
+        look = partial(look_into, one.trained.model, one.outputs, images, classes, hardware)
+        by_seed.append(one.measured_once(pieces, "gates", depends_on, look, SeedGates))
     return score(by_seed, rules, seed)
 
 

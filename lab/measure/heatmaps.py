@@ -120,13 +120,8 @@ def study(
     depends_on = {"images": fingerprint(images.tensors()), "steps": steps, "seed": seed}
     by_seed = []
     for one in evaluations:
-        maps = pieces.get(
-            one.owner,
-            "heatmaps",
-            {**depends_on, "network": one.identity},
-            partial(try_maps, one.trained.model, images, steps, seed, hardware),
-            SeedMaps.from_fields,
-        )
+        make = partial(try_maps, one.trained.model, images, steps, seed, hardware)
+        maps = one.measured_once(pieces, "heatmaps", depends_on, make, SeedMaps.from_fields)
         by_seed.append(maps)
     return score(by_seed, rules, seed)
 

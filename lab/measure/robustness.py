@@ -93,13 +93,8 @@ def study(
         for key, evaluations in by_network.items():
             by_seed = []
             for one in evaluations:
-                answers = pieces.get(
-                    one.owner,
-                    name,
-                    {**depends_on, "network": one.identity},
-                    partial(answer, one.trained.model, make_images, hardware),
-                    Answers,
-                )
+                ask = partial(answer, one.trained.model, make_images, hardware)
+                answers = one.measured_once(pieces, name, depends_on, ask, Answers)
                 by_seed.append(torch.from_numpy(answers.logits))
             logits[key] = torch.stack(by_seed)
         return logits
