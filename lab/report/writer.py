@@ -94,6 +94,11 @@ def summary_parts(results: Results) -> Iterator[SummaryPart]:
     if results.failures is not None:
         said = sentences.say_failures(results, results.failures)
         names = ("transitions", "people", "sure_mistakes", "associations")
+        suspects_show = (
+            "Test images on which all networks agree against the label: that, the networks' class"
+        )
+        if results.failures.people is not None:
+            suspects_show += ", and how many people choose the one and the other"
         yield SummaryPart(
             "Failures",
             [said.transitions, said.people, said.sureness, said.common, said.suspects],
@@ -102,11 +107,7 @@ def summary_parts(results: Results) -> Iterator[SummaryPart]:
                 ("transitions", "What becomes of mistakes, and how sure they are"),
                 ("associations", "Error by fifths of what images are like"),
                 ("failure_cases", "The most confident mistakes, of all networks and of each alone"),
-                (
-                    "label_suspects",
-                    "Test images on which all networks agree against the label: that, the "
-                    "networks' class, and how many people choose the one and the other",
-                ),
+                ("label_suspects", suspects_show),
             ],
         )
     look_inside = [(f"gradcam_{name}", f"Grad-CAM, {name}") for name, _ in named_images(results)]

@@ -14,7 +14,7 @@ from lab.measure.failures import SureMistakes
 from lab.measure.looks import Look
 from lab.measure.statistics import Difference, TTest, Verdict
 from lab.measure.stress import Outcome
-from lab.report import measurements, sentences
+from lab.report import measurements, sentences, writer
 
 
 def test_what_the_temperature_takes_away_is_said():
@@ -181,3 +181,12 @@ def test_gates_are_spoken_of_with_their_test(results):
     gates = results.stress.networks[1].gates
     assert f"{gates.change.interval.value:+.2f} points" in said
     assert sentences.say_p(gates.change.p) in said
+
+
+def test_the_suspects_caption_speaks_of_people_only_where_they_were_asked(results):
+    def caption_of(results):
+        figures = [figure for part in writer.summary_parts(results) for figure in part.figures]
+        return dict(figures)["label_suspects"]
+
+    assert results.failures.people is None
+    assert "people" not in caption_of(results)
