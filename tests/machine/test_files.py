@@ -154,7 +154,8 @@ def test_what_a_run_did_not_make_does_not_stay(made_tiny_run, tiny_run, sketchin
     there = [path for path in output.rglob("[!.]*") if path.is_file()]
     there = {path.relative_to(output).as_posix() for path in there}
     models = {f"models/{key}_model{of_seed}.pth" for key in KEYS for of_seed in ("", "_seed7")}
-    assert there == {*listed, *models, "results/files.json", "plots/mine_curves.png"}
+    measured = {f"measured/{key}_seed42.pth" for key in KEYS}
+    assert there == {*listed, *models, *measured, "results/files.json", "plots/mine_curves.png"}
 
 
 @pytest.mark.slow
