@@ -85,6 +85,7 @@ try:
         familiar,
         gradcam,
         looks,
+        retest,
         statistics,
         stress,
     )
@@ -138,6 +139,9 @@ class Recipe:
     """channels of each stage"""
     reduction: Count = 8
     """SE bottleneck: a stage's channels are divided by this"""
+    head: Literal["mean", "max", "both"] = "mean"
+    """what the classifier gets of each channel of the last stage: its mean over the pixels, its
+    maximum, or the mean of those two"""
 
     # Their training. Rates are the first ones; they fall linearly to zero.
     epochs: Count = 15
@@ -185,8 +189,13 @@ class Recipe:
         return replace(self, seed=seed)
 
     def record(self) -> dict[str, object]:
-        """The recipe as plain values; what belongs to the other dataset is left out."""
+        """The recipe as plain values; what belongs to the other dataset is left out.
+
+        So is the usual head, which files from before there was a choice do not name.
+        """
         values = settings_by_flag(self)
+        if self.head == Recipe.head:
+            del values["head"]
         if self.dataset != "shapes":
             del values["shapes_train"]
             del values["shapes_seed"]
@@ -199,6 +208,9 @@ class Settings:
 
     data_dir: Path = Path("data")
     """folder that holds, or will hold, CIFAR-10"""
+    networks: tuple[str, ...] = field(default_factory=lambda: keys_of(NETWORKS))
+    """which networks take part, the first being compared with; of baseline, se_attention,
+    static_gates, wide, eca and se_last"""
     output_dir: Annotated[Path | None, without_it("PATH", "output, for shapes output/shapes")] = (
         None
     )
@@ -245,9 +257,18 @@ class Settings:
             return self.stress_tests.attacks.attack_images
         return 400 if self.recipe.dataset == "cifar10" else 150
 
+    def foreign_count(self) -> int:
+        """How many images of each other kind, of which --stress takes a share."""
+        return math.ceil(self.stress_tests.share() * self.stress_tests.doubt.foreign_images)
+
     def all_seeds(self) -> range:
         """The seeds that each network is trained with."""
         return range(self.recipe.seed, self.recipe.seed + self.seeds)
+
+    def taking_part(self) -> list[Network]:
+        """The networks, the first first."""
+        by_key = {network.key: network for network in [*NETWORKS, *CONTROLS]}
+        return [by_key[key] for key in self.networks]
 
 
 # ---- 2. Data -----------------------------------------------------------------------------------
@@ -255,40 +276,59 @@ class Settings:
 
 def load_data(settings: Settings) -> Dataset:
     """Drawn shapes, or CIFAR-10 (Krizhevsky, 2009), with a split for each seed of the run."""
-    recipe = settings.recipe
-    folder = cifar10.home_of(settings.data_dir)
-    stress_share = settings.stress_tests.share()
-    foreign_count = math.ceil(stress_share * settings.stress_tests.doubt.foreign_images)
-    official: dict[str, np.ndarray] = {}
-    foreign: dict[str, Tensor] = {}
-    people: Tensor | None = None
-    if recipe.dataset == "shapes":
-        title = "Shapes"
-        classes = tuple(shapes.SHAPES)
-        explained = classes[:5]
-        train = shapes.draw(recipe.shapes_train, seed=2 * recipe.shapes_seed)
-        test = shapes.draw(settings.shapes_test, seed=2 * recipe.shapes_seed + 1)
-        if foreign_count > 0:
-            foreign["noise"] = synthetic.noise(foreign_count, recipe.shapes_seed)
-    else:
-        title = "CIFAR-10"
-        packages.import_one(packages.WITH_CIFAR10)
-        train_part, test_part = cifar10.load(settings.data_dir, settings.download)
-        classes = tuple(train_part.classes)
-        explained = ("cat", "dog", "bird", "airplane", "ship")
-        train = Images(torch.from_numpy(train_part.data), torch.tensor(train_part.targets))
-        test = Images(torch.from_numpy(test_part.data), torch.tensor(test_part.targets))
-        people = cifar10h.find(folder, test.labels)
-        if stress_share > 0:
-            official = benchmarks.find_official(folder, test.labels, corruptions.EXTRA)
-        if foreign_count > 0:
-            foreign["drawn shapes"] = shapes.draw(foreign_count, recipe.shapes_seed).pixels
-    if foreign_count > 0:
-        foreign.update(benchmarks.find_foreign(folder, foreign_count))
+    are_drawn = settings.recipe.dataset == "shapes"
+    data = draw_shapes(settings) if are_drawn else load_cifar10(settings)
     splits = {}
     for seed in settings.all_seeds():
-        splits[seed] = split_train(train.labels, recipe.validation, seed)
-    return Dataset(title, classes, explained, train, test, splits, official, foreign, people)
+        splits[seed] = split_train(data.train.labels, settings.recipe.validation, seed)
+    return replace(data, splits=splits)
+
+
+def draw_shapes(settings: Settings) -> Dataset:
+    """Drawn images; of other kinds noise, and what lies in the data folder."""
+    seed = settings.recipe.shapes_seed
+    classes = tuple(shapes.SHAPES)
+    foreign = {}
+    count = settings.foreign_count()
+    if count > 0:
+        foreign["noise"] = synthetic.noise(count, seed)
+        foreign.update(benchmarks.find_foreign(cifar10.home_of(settings.data_dir), count))
+    return Dataset(
+        title="Shapes",
+        classes=classes,
+        explained=classes[:5],
+        train=shapes.draw(settings.recipe.shapes_train, seed=2 * seed),
+        test=shapes.draw(settings.shapes_test, seed=2 * seed + 1),
+        foreign=foreign,
+    )
+
+
+def load_cifar10(settings: Settings) -> Dataset:
+    """CIFAR-10, with all that lies beside it in its folder."""
+    packages.import_one(packages.WITH_CIFAR10)
+    train, test = cifar10.load(settings.data_dir, settings.download)
+    classes = tuple(train.classes)
+    test_labels = torch.tensor(test.targets)
+    folder = cifar10.home_of(settings.data_dir)
+    official: dict[str, np.ndarray] = {}
+    if settings.stress_tests.share() > 0:
+        official = benchmarks.find_official(folder, test_labels, corruptions.EXTRA)
+    foreign = {}
+    count = settings.foreign_count()
+    if count > 0:
+        foreign["drawn shapes"] = shapes.draw(count, settings.recipe.shapes_seed).pixels
+        foreign.update(benchmarks.find_foreign(folder, count))
+    return Dataset(
+        title="CIFAR-10",
+        classes=classes,
+        explained=("cat", "dog", "bird", "airplane", "ship"),
+        train=Images(torch.from_numpy(train.data), torch.tensor(train.targets)),
+        test=Images(torch.from_numpy(test.data), test_labels),
+        official=official,
+        foreign=foreign,
+        new_test=benchmarks.find_new_test(folder, len(classes)),
+        people=cifar10h.find(folder, test_labels),
+    )
 
 
 def other_kinds(settings: Settings, count: int = 200) -> dict[str, Tensor]:
@@ -405,6 +445,37 @@ class SEBlock(ChannelAttention):
         return self.expand(squeezed)
 
 
+class StaticGates(nn.Module):
+    """Multiplies each channel by a learnt number in (0, 1), the same for every image.
+
+    It is SE without its attention: what is left is that channels are scaled.
+    """
+
+    def __init__(self, channels: int, recipe: Recipe) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, activations: Tensor) -> Tensor:
+        return activations * torch.sigmoid(self.logits)[:, None, None]
+
+
+class ECABlock(ChannelAttention):
+    """Efficient Channel Attention (Wang et al., CVPR 2020): a convolution over the channels.
+
+    Its kernel is wider where there are more channels, by the paper's equation 12.
+    """
+
+    def __init__(self, channels: int, recipe: Recipe) -> None:
+        super().__init__()
+        size = int((math.log2(channels) + 1) / 2)
+        if size % 2 == 0:
+            size += 1
+        self.mix = nn.Conv1d(1, 1, kernel_size=size, padding=size // 2, bias=False)
+
+    def gate_logits(self, channel_means: Tensor) -> Tensor:
+        return self.mix(channel_means[:, None])[:, 0]
+
+
 class Convolution(nn.Conv2d):
     """3x3, without bias, since batch norm has one.
 
@@ -430,14 +501,17 @@ Attention = Callable[[int, Recipe], nn.Module]  # from a stage's channels and th
 
 
 class SmallCNN(nn.Module):
-    """A plain network: fixed stem, stages of two 3x3 convolutions, global mean, linear classifier.
+    """A plain network: fixed stem, stages of two 3x3 convolutions, global pooling, a linear layer.
 
-    `attention` makes what follows a stage; nn.Identity makes the Baseline. It is a `Model`.
+    `attention` makes what follows a stage, from the stage `attention_from` on, which counts from 0,
+    or backwards from -1; nn.Identity makes the Baseline. It is a `Model`.
     Its normalisation and its stem are measured on training images, not trained, and travel with
     the weights.
     """
 
-    def __init__(self, recipe: Recipe, classes: int, attention: Attention) -> None:
+    def __init__(
+        self, recipe: Recipe, classes: int, attention: Attention, attention_from: int = 0
+    ) -> None:
         super().__init__()
         self.recipe = recipe
         self.mean = nn.Buffer(torch.zeros(3))
@@ -451,8 +525,10 @@ class SmallCNN(nn.Module):
         self.classifier = nn.Linear(channels, classes)
         # Made last: with the same seed, all that networks share starts from the same bits.
         self.attention = nn.ModuleList()
-        for width in recipe.widths:
-            self.attention.append(attention(width, recipe))
+        attended = range(len(recipe.widths))[attention_from:]
+        for stage, width in enumerate(recipe.widths):
+            is_attended = stage in attended
+            self.attention.append(attention(width, recipe) if is_attended else nn.Identity())
 
     @torch.no_grad()
     def measure_input(self, pixels: Tensor) -> None:
@@ -486,7 +562,13 @@ class SmallCNN(nn.Module):
 
     def classify(self, features: Tensor) -> Tensor:
         """[B, C, 4, 4] to logits [B, classes]."""
-        return self.classifier(mean_over_pixels(features))
+        if self.recipe.head == "mean":
+            pooled = mean_over_pixels(features)
+        elif self.recipe.head == "max":
+            pooled = features.amax((2, 3))
+        else:
+            pooled = (mean_over_pixels(features) + features.amax((2, 3))) / 2
+        return self.classifier(pooled)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classify(self.features(images))
@@ -505,9 +587,30 @@ def make_stage(channels_in: int, channels: int) -> nn.Sequential:
     )
 
 
-# The first network is the one that the others are compared with. The colours are Tol's: they can
+def make_wide(recipe: Recipe, classes: int) -> SmallCNN:
+    """The Baseline whose widths all grow by one factor, until SE blocks would not add more.
+
+    The smallest factor, in thousandths, that gives at least the parameters of SE blocks.
+    """
+    with torch.device("meta"):  # which makes no weights
+        wanted = count_parameters(SmallCNN(recipe, classes, SEBlock))
+        thousandths = 1000
+        wide = recipe
+        while count_parameters(SmallCNN(wide, classes, nn.Identity)) < wanted:
+            thousandths += 1
+            widths = [round(width * thousandths / 1000) for width in recipe.widths]
+            wide = replace(recipe, widths=tuple(widths))
+    return SmallCNN(wide, classes, nn.Identity)
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# Those that take part unless --networks names others. The first is the one that the others are
+# compared with. The colours are Tol's: they can
 # be told apart by colour-blind readers and in grey print.
-NETWORKS = [
+NETWORKS: list[Network] = [
     Network(
         "baseline", "Baseline", "#004488", "o",
         build=partial(SmallCNN, attention=nn.Identity),
@@ -524,6 +627,47 @@ NETWORKS = [
         "version with S. Albanie and E. Wu, TPAMI, 2020.",
     ),
 ]  # fmt: skip
+
+# Those that --networks may name besides: what else could be at work where SE helps, or does not.
+CONTROLS: list[Network] = [
+    Network(
+        "static_gates", "Static-Gates", "#DDAA33", "^",
+        build=partial(SmallCNN, attention=StaticGates),
+        about="gates after each stage that are learnt and see no image",
+        subject="Gates That See No Image",
+        description="Static gates multiply each channel by a learnt number between 0 and 1, the "
+        "same for every image.",
+    ),
+    Network(
+        "wide", "Wide", "#009988", "D",
+        build=make_wide,
+        about="nothing between its stages, which are wider by as many parameters as SE blocks have",
+        subject="Width",
+        description="The wide network spends the parameters of SE blocks on channels.",
+    ),
+    Network(
+        "eca", "ECA", "#AA4499", "v",
+        build=partial(SmallCNN, attention=ECABlock),
+        about="ECA after each stage",
+        subject="Efficient Channel Attention",
+        description="ECA makes each channel's gate from the averages of the channels beside it, by "
+        "one small convolution.",
+        citation="Q. Wang, B. Wu, P. Zhu, P. Li, W. Zuo, Q. Hu. ECA-Net: Efficient Channel "
+        "Attention for Deep Convolutional Neural Networks. CVPR, 2020.",
+    ),
+    Network(
+        "se_last", "SE-Last", "#66CCEE", "P",
+        build=partial(SmallCNN, attention=SEBlock, attention_from=-1),
+        about="an SE block after its last stage alone",
+        subject="Squeeze-and-Excitation in the Last Stage",
+        description="The network with one SE block has it where channels are most specific.",
+    ),
+]  # fmt: skip
+
+
+def keys_of(networks: Sequence[Network]) -> tuple[str, ...]:
+    """How --networks calls them."""
+    return tuple(network.key for network in networks)
 
 
 def build_network(network: Network, recipe: Recipe, classes: int) -> Model:
@@ -777,7 +921,7 @@ def training_jobs(settings: Settings) -> list[TrainingJob]:
     jobs = []
     for seed in settings.all_seeds():
         recipe = settings.recipe.with_seed(seed)
-        for network in NETWORKS:
+        for network in settings.taking_part():
             path = path_of_weights(folder, network, seed, plain_seed=Recipe.seed)
             jobs.append(TrainingJob(network, recipe, path))
     return jobs
@@ -808,8 +952,8 @@ def refuse_other_training(
     path: Path, checkpoint: Checkpoint, job: TrainingJob, precision: str
 ) -> None:
     """UserError where a file's weights come from another recipe, network or arithmetic."""
-    then = {**checkpoint.settings, "network": checkpoint.network}
-    now = {**job.recipe.record(), "network": job.network.key}
+    then = {"head": Recipe.head, **checkpoint.settings, "network": checkpoint.network}
+    now = {"head": Recipe.head, **job.recipe.record(), "network": job.network.key}
     if precision != "auto":
         then["precision"] = checkpoint.precision
         now["precision"] = precision
@@ -983,7 +1127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The README's list of steps."""
     console.prepare()
     settings = parse_settings(arguments)
-    hardware = prepare_machine(settings.machine, len(NETWORKS))
+    hardware = prepare_machine(settings.machine, len(settings.networks))
     if settings.predict:
         with one_line_errors(settings, hardware):
             look_at_pictures(settings, hardware)
@@ -1019,7 +1163,9 @@ def measure(
     from lab.report import figures, writer  # pandas and seaborn, for which --help need not wait
 
     seeds = settings.all_seeds()
-    earlier = records.earlier_looks(settings.output(), comparable_recipe(settings), NETWORKS)
+    earlier = records.earlier_looks(
+        settings.output(), comparable_recipe(settings), settings.taking_part()
+    )
     taken = looks.take(earlier, seeds, settings.rules.level)
     rules = replace(settings.rules, level=looks.level_of(taken, seeds, settings.rules.level))
     seed = settings.recipe.seed
@@ -1048,10 +1194,13 @@ def measure(
 
     parts = console.Parts(watch)
     with parts.part("comparison"):
-        comparisons = comparison.compare_with_first(
-            by_network, data.test.labels.numpy(), len(data.classes), rules
+        results = replace(
+            results,
+            comparisons=comparison.compare_with_first(
+                by_network, data.test.labels.numpy(), len(data.classes), rules
+            ),
+            retest=retest.run(by_network, data.new_test, rules, hardware),
         )
-        results = replace(results, comparisons=tuple(comparisons))
     writer.write_numbers(results, files)
 
     with parts.part("explanation"):
@@ -1091,7 +1240,7 @@ def announce(settings: Settings, hardware: Hardware) -> None:
     if settings.seeds > 1:
         recipe = comparable_recipe(settings)
         for sentence in records.plan_from_earlier(
-            folder, recipe, NETWORKS, settings.seeds, settings.rules
+            folder, recipe, settings.taking_part(), settings.seeds, settings.rules
         ):
             print(sentence)
 
@@ -1169,7 +1318,7 @@ def classify(picture: str | Path, *options: str) -> dict[str, dict[str, float]]:
     from lab.report import pictures
 
     settings = parse_settings(options)
-    hardware = prepare_machine(settings.machine, len(NETWORKS))
+    hardware = prepare_machine(settings.machine, len(settings.networks))
     seen = pictures.read_picture(Path(picture))
     answers = {}
     networks, _ = load_for_pictures(settings, hardware)
@@ -1254,8 +1403,21 @@ def check_combinations(settings: Settings) -> None:
     if smallest_batch * last_side**2 == 1:
         problem = "leaves batch norm a single value a channel, which has no variance"
         refuse("batch_size", problem)
+    check_networks(settings.networks)
     if settings.rules.power <= settings.rules.level:
         refuse("power", "must be above --level, which chance alone reaches")
+
+
+def check_networks(keys: Sequence[str]) -> None:
+    """Ends the program where --networks names what there is not, or too few to compare."""
+    known = keys_of([*NETWORKS, *CONTROLS])
+    for key in keys:
+        if key not in known:
+            refuse("networks", f"there is no {key}: there are {', '.join(known)}")
+    if len(set(keys)) < len(keys):
+        refuse("networks", "names a network twice")
+    if len(keys) < 2:
+        refuse("networks", "names fewer than two: there would be nothing to compare")
 
 
 @contextmanager

@@ -1,15 +1,18 @@
 """The networks: what they share, what attention adds, their stem, and convolutions abreast."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import BASELINE, KEYS, SE, small_network, small_recipe
+from helpers import BASELINE, SE, small_network, small_recipe
 
 import main
 from lab.data import shapes
 from lab.data.images import to_input
 from lab.machine import abreast
+from lab.measure.models import Gated
 
 
 def test_images_are_not_joined_where_that_does_not_pay(monkeypatch):
@@ -48,7 +51,80 @@ def test_se_block_is_the_papers():
     assert w1.shape == (3, 12)
 
 
-@pytest.mark.parametrize("network", main.NETWORKS, ids=KEYS)
+ALL = {network.key: network for network in [*main.NETWORKS, *main.CONTROLS]}
+
+
+def test_eca_is_a_convolution_over_neighbouring_channels():
+    """Of widths 64, 192 and 256 its kernels are 3, 5 and 5 wide, by the paper's equation 12."""
+    sizes = [main.ECABlock(c, small_recipe()).mix.kernel_size[0] for c in (64, 128, 192, 256, 512)]
+    assert sizes == [3, 5, 5, 5, 5]
+    block = main.ECABlock(12, small_recipe())
+    x = torch.randn(5, 12, 7, 6)
+    kernel = block.mix.weight.detach().numpy()[0, 0]
+    padded = np.pad(x.numpy().mean((2, 3)), ((0, 0), (1, 1)))
+    mixed = sum(kernel[k] * padded[:, k : k + 12] for k in range(3))
+    expected = x.numpy() / (1 + np.exp(-mixed))[:, :, None, None]
+    np.testing.assert_allclose(block(x).detach().numpy(), expected, atol=1e-6)
+
+
+def test_static_gates_learn_and_see_no_image():
+    block = main.StaticGates(3, small_recipe())
+    torch.nn.init.constant_(block.logits, 1.0)
+    x = torch.randn(4, 3, 5, 5, requires_grad=True)
+    gates = block(x) / x
+    assert torch.allclose(gates, torch.tensor(1.0).sigmoid().expand_as(gates))
+    block(x).sum().backward()
+    assert block.logits.grad.abs().min() > 0
+    assert not isinstance(block, Gated)  # there is no answer to the image to be studied
+
+
+@pytest.mark.parametrize("recipe", [main.Recipe(), small_recipe()])
+def test_the_wide_network_has_the_parameters_of_se_blocks(recipe):
+    """At least, and no whole channel in each stage more."""
+
+    def parameters(key, **changes):
+        model = main.build_network(ALL[key], dataclasses.replace(recipe, **changes), classes=10)
+        return main.count_parameters(model)
+
+    baseline = parameters("baseline")
+    wanted = parameters("se_attention") - baseline
+    added = parameters("wide") - baseline
+    one_more = parameters("baseline", widths=tuple(width + 1 for width in recipe.widths)) - baseline
+    assert wanted <= added < wanted + one_more
+    if recipe == main.Recipe():
+        assert (wanted, added) == (27200, 28687)  # 65, 194 and 258 channels
+
+
+def test_the_wide_network_is_drawn_from_its_seed_alone():
+    first, second = small_network(ALL["wide"]), small_network(ALL["wide"])
+    torch.manual_seed(small_recipe().seed)
+    alone = main.SmallCNN(first.recipe, 10, torch.nn.Identity)
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name])
+        assert torch.equal(value, alone.state_dict()[name])
+
+
+def test_a_block_in_the_last_stage_alone():
+    model = small_network(ALL["se_last"])
+    kinds = [type(block) for block in model.attention]
+    assert kinds == [torch.nn.Identity, torch.nn.Identity, main.SEBlock]
+
+
+@pytest.mark.parametrize(
+    ("head", "pool"),
+    [
+        ("mean", lambda x: x.mean((2, 3))),
+        ("max", lambda x: x.amax((2, 3))),
+        ("both", lambda x: (x.mean((2, 3)) + x.amax((2, 3))) / 2),
+    ],
+)
+def test_heads(head, pool):
+    model = small_network(BASELINE, head=head)
+    features = torch.randn(3, 32, 4, 4)
+    assert torch.allclose(model.classify(features), model.classifier(pool(features)), atol=1e-6)
+
+
+@pytest.mark.parametrize("network", ALL.values(), ids=ALL)
 def test_gradients_lie_channels_last_wherever_activations_do(network):
     model, laid = small_network(network).train(), []
 

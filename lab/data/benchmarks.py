@@ -1,4 +1,4 @@
-"""Other people's images beside the data set: CIFAR-10-C, and what a network should not know.
+"""Other people's images beside the data set: CIFAR-10-C, CIFAR-10.1, and foreign kinds.
 
 In comes the folder where the data lies. Out come arrays by name; what is absent is left out, and
 what is there and wrong is a `UserError` before any training.
@@ -15,7 +15,7 @@ import torch
 from PIL import ImageOps
 from torch import Tensor
 
-from lab.data.images import IMAGE_SIZE
+from lab.data.images import IMAGE_SIZE, Images
 from lab.machine.files import read_array
 from lab.machine.options import UserError
 
@@ -65,6 +65,41 @@ def refuse_other_labels(path: Path, labels: Tensor) -> None:
     """UserError where CIFAR-10-C's own labels are not those of the test images."""
     if not np.array_equal(read_array(path, CURE_OFFICIAL), np.tile(labels.numpy(), 5)):
         raise UserError(f"{path} holds other labels than CIFAR-10's: {CURE_OFFICIAL}")
+
+
+CURE_NEW_TEST = "delete both of its files, or fetch CIFAR-10.1 again"
+
+
+def find_new_test(folder: Path, classes: int) -> Images | None:
+    """CIFAR-10.1 (Recht et al., ICML 2019), version 6: 2,000 new images of CIFAR-10's classes.
+
+    Its two arrays lie in `folder`, or in a folder of its name there; None where they don't.
+    """
+    for place in (folder, folder / "CIFAR-10.1"):
+        pixels_path = place / "cifar10.1_v6_data.npy"
+        labels_path = place / "cifar10.1_v6_labels.npy"
+        there = [path for path in (pixels_path, labels_path) if path.exists()]
+        if len(there) == 1:
+            print(f"{there[0]} is one of CIFAR-10.1's two files: without the other it is not used")
+        elif there:
+            return read_new_test(pixels_path, labels_path, classes)
+    return None
+
+
+def read_new_test(pixels_path: Path, labels_path: Path, classes: int) -> Images:
+    """The two arrays; UserError where they are not images and their labels."""
+    pixels = read_array(pixels_path, CURE_NEW_TEST)
+    labels = read_array(labels_path, CURE_NEW_TEST)
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
+        kind = f"{pixels.dtype} {list(pixels.shape)}, not uint8 [N, {IMAGE_SIZE}, {IMAGE_SIZE}, 3]"
+        raise UserError(f"{pixels_path} holds {kind}: {CURE_NEW_TEST}")
+    if labels.dtype.kind not in "iu" or labels.shape != pixels.shape[:1] or len(labels) == 0:
+        kind = f"{labels.dtype} {list(labels.shape)}, not whole numbers [{len(pixels)}]"
+        raise UserError(f"{labels_path} holds {kind}: {CURE_NEW_TEST}")
+    if labels.min() < 0 or labels.max() >= classes:
+        problem = f"labels from {labels.min()} to {labels.max()}, of {classes} classes"
+        raise UserError(f"{labels_path} holds {problem}: {CURE_NEW_TEST}")
+    return Images(torch.tensor(pixels), torch.tensor(labels.astype(np.int64)))
 
 
 def find_foreign(folder: Path, count: int) -> dict[str, Tensor]:

@@ -66,11 +66,12 @@ class Dataset:
     explained: tuple[str, ...]  # the classes whose Grad-CAM is drawn
     train: Images
     test: Images
-    splits: Mapping[int, Split]
+    splits: Mapping[int, Split] = field(default_factory=dict)
     # CIFAR-10-C's arrays if they lie in the data folder, uint8 [5, N, 32, 32, 3] by corruption
     official: Mapping[str, np.ndarray] = field(default_factory=dict)
     # Images of other kinds, uint8 [N, 32, 32, 3], by what they are
     foreign: Mapping[str, Tensor] = field(default_factory=dict)
+    new_test: Images | None = None  # a second test set, to which no one has tuned anything
     people: Tensor | None = None  # shares of people who chose each class, float64 [N, classes]
 
 

@@ -118,7 +118,7 @@ def accuracy_intervals(
 
 def compare_with_first(
     by_network: ByNetwork, labels: np.ndarray, classes: int, settings: Settings
-) -> list[Comparison]:
+) -> tuple[Comparison, ...]:
     """Each network but the first, compared with the first.
 
     Of three networks or more, p is corrected over the comparisons; on classes always, over all
@@ -140,7 +140,7 @@ def compare_with_first(
     for k, network in enumerate(others):
         of_network = by_class[k * classes : (k + 1) * classes]
         comparisons.append(Comparison(network, first, overall[k], tuple(of_network)))
-    return comparisons
+    return tuple(comparisons)
 
 
 def compare(

@@ -1,8 +1,8 @@
 """What the gates of channel attention learnt.
 
-In come models with a `Gated` block after each stage, images, and what the models give for them; out
+In come models with a `Gated` block after stages, images, and what the models give for them; out
 come the gates' means by class, how much of their variance that explains, and accuracy with all
-gates held at their means.
+gates held at their means. Stages count from 1, and those without gates are left out.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class FixedGates(nn.Module):
 class SeedGates:
     """The gates of one seed's network, and what it answers with and without them."""
 
-    mean_by_class: list[np.ndarray]  # of each stage float32 [classes, channels]
-    # Of each stage float64 [N, 2]: each image's squared distance from its class's mean, and from
-    # the mean over all images, as far as they estimate variances
-    spread: list[np.ndarray]
+    mean_by_class: dict[int, np.ndarray]  # by stage: float32 [classes, channels]
+    # By stage float64 [N, 2]: each image's squared distance from its class's mean, and from the
+    # mean over all images, as far as they estimate variances
+    spread: dict[int, np.ndarray]
     correct: np.ndarray  # bool [N]
     correct_at_means: np.ndarray  # bool [N], with all gates held at their means over the images
 
@@ -53,8 +53,8 @@ class SeedGates:
 class Scores:
     """What the attention of a network learnt (Hu et al., TPAMI 2020, section 7)."""
 
-    mean_by_class: tuple[np.ndarray, ...]  # of the first seed: each stage's [classes, channels]
-    share_between_classes: tuple[Estimate, ...]  # of the gates' variance, for each stage
+    mean_by_class: dict[int, np.ndarray]  # of the first seed, by stage: [classes, channels]
+    share_between_classes: dict[int, Estimate]  # of the gates' variance, by stage
     accuracy_as_learnt: Estimate  # percent
     accuracy_at_means: Estimate  # percent, with all gates held at their means over the images
     change: (
@@ -82,15 +82,15 @@ def study(
 
 def score(by_seed: Sequence[SeedGates], rules: statistics.Settings, seed: int) -> Scores:
     """Scores from each seed's gates."""
-    shares = []
-    for k in range(len(by_seed[0].spread)):
-        spread = [of_seed.spread[k] for of_seed in by_seed]
-        shares.append(estimate_mean(spread, rules, seed, of_means=share_between))
+    shares = {}
+    for stage in by_seed[0].spread:
+        spread = [of_seed.spread[stage] for of_seed in by_seed]
+        shares[stage] = estimate_mean(spread, rules, seed, of_means=share_between)
     correct = np.stack([of_seed.correct for of_seed in by_seed])
     at_means = np.stack([of_seed.correct_at_means for of_seed in by_seed])
     return Scores(
-        mean_by_class=tuple(by_seed[0].mean_by_class),
-        share_between_classes=tuple(shares),
+        mean_by_class=by_seed[0].mean_by_class,
+        share_between_classes=shares,
         accuracy_as_learnt=estimate_mean(100.0 * correct, rules, seed, 100, between=PERCENT),
         accuracy_at_means=estimate_mean(100.0 * at_means, rules, seed, 100, between=PERCENT),
         change=statistics.judge_answers(correct.astype(int) - at_means, rules),
@@ -98,8 +98,8 @@ def score(by_seed: Sequence[SeedGates], rules: statistics.Settings, seed: int) -
 
 
 def has_gates(model: Model) -> bool:
-    """Whether every stage of it has."""
-    return all(isinstance(block, Gated) for block in model.attention)
+    """Whether any stage of it has."""
+    return any(isinstance(block, Gated) for block in model.attention)
 
 
 def look_into(
@@ -107,13 +107,13 @@ def look_into(
 ) -> SeedGates:
     """The gates of one trained network on some images, for which it gives `outputs` with stages."""
     fixed = copy.deepcopy(model)
-    mean_by_class = []
-    spread = []
-    for k, gates in enumerate(gates_of(model, outputs, hardware)):
+    mean_by_class = {}
+    spread = {}
+    for stage, gates in gates_of(model, outputs, hardware).items():
         means = torch.stack([gates[images.labels == label].mean(0) for label in range(classes)])
-        mean_by_class.append(means.numpy())
-        spread.append(spread_of(gates, means, images.labels))
-        fixed.attention[k] = FixedGates(gates.mean(0).to(hardware.device))
+        mean_by_class[stage] = means.numpy()
+        spread[stage] = spread_of(gates, means, images.labels)
+        fixed.attention[stage - 1] = FixedGates(gates.mean(0).to(hardware.device))
     logits_at_means = logits_of(fixed, images.pixels, hardware)
     return SeedGates(
         mean_by_class=mean_by_class,
@@ -124,14 +124,15 @@ def look_into(
 
 
 @torch.no_grad()
-def gates_of(model: Model, outputs: Outputs, hardware: Hardware) -> list[Tensor]:
-    """The gates of each stage, float32 [N, C] on the CPU, which follow from its channels' means."""
-    gates = []
-    for block, channel_means in zip(model.attention, outputs.stages, strict=True):
-        assert isinstance(block, Gated)
-        with hardware.autocast():
-            gate_logits = block.gate_logits(channel_means.to(hardware.device))
-        gates.append(gate_logits.float().sigmoid().cpu())
+def gates_of(model: Model, outputs: Outputs, hardware: Hardware) -> dict[int, Tensor]:
+    """The gates by stage, float32 [N, C] on the CPU, which follow from its channels' means."""
+    gates = {}
+    of_stages = zip(model.attention, outputs.stages, strict=True)
+    for stage, (block, channel_means) in enumerate(of_stages, start=1):
+        if isinstance(block, Gated):
+            with hardware.autocast():
+                gate_logits = block.gate_logits(channel_means.to(hardware.device))
+            gates[stage] = gate_logits.float().sigmoid().cpu()
     return gates
 
 
@@ -152,6 +153,11 @@ def spread_of(gates: Tensor, means: Tensor, labels: Tensor) -> np.ndarray:
 
 
 def share_between(mean_spread: np.ndarray) -> float:
-    """The share of the variance that lies between the classes, of means [2] of `spread_of`."""
+    """The share of the variance that lies between the classes, of means [2] of `spread_of`.
+
+    Gates that no image changes, but by rounding, know nothing of classes.
+    """
     within, total = mean_spread
-    return float(1 - within / max(total, 1e-12))
+    if total < 1e-12:
+        return 0.0
+    return float(1 - within / total)

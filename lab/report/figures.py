@@ -6,6 +6,7 @@ the stress tests' outcome.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from lab.measure import statistics
 from lab.measure.attributes import by_attribute
 from lab.measure.corruptions import SEVERITIES
 from lab.measure.estimates import Estimate
-from lab.measure.failures import Dossier, Mistake, Transition
+from lab.measure.failures import Dossier, Mistake, MistakeGroup, Transition
 from lab.measure.gradcam import ExplainedImage
 from lab.measure.models import EpochLog, Network
 from lab.measure.statistics import Interval
@@ -47,21 +48,39 @@ def plot_mean_and_range(
     )
 
 
-def two_panels() -> tuple[Figure, Axes, Axes]:
-    """A figure of two panels side by side."""
-    figure = drawing.new_figure(0.34 * PAGE)
+LEGEND_LINE = 0.18  # inches
+
+
+def legend_columns(entries: int) -> int:
+    return 2 if entries <= 4 else 3
+
+
+def two_panels(entries: int) -> tuple[Figure, Axes, Axes]:
+    """A figure of two panels side by side, with room above for a legend of so many entries."""
+    legend_lines = math.ceil(entries / legend_columns(entries))
+    figure = drawing.new_figure(0.34 * PAGE + LEGEND_LINE * max(0, legend_lines - 2))
     left, right = figure.subplots(1, 2)
     return figure, left, right
 
 
 def legend_above(figure: Figure, axes: Axes) -> None:
     """One legend for all panels, which `axes` speaks for."""
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    handles, labels = axes.get_legend_handles_labels()
+    columns = legend_columns(len(labels))
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns)
+
+
+def beside_others(k: int, count: int, most: float) -> float:
+    """How far the network k, of `count` that share a place of width 1, stands from its middle.
+
+    They stand `most` apart, or less where they would reach into the next place.
+    """
+    return min(most, 0.8 / count) * (k - (count - 1) / 2)
 
 
 def plot_training_curves(results: Results, of_network: NetworkResults) -> Figure:
     """Loss and accuracy by epoch, with the axes of all networks: to be held side by side."""
-    figure, left, right = two_panels()
+    figure, left, right = two_panels(entries=2)
     plot_history(left, of_network, lambda log: log.validation_loss, lambda log: log.train_loss)
     plot_history(
         right, of_network, lambda log: log.validation_accuracy, lambda log: log.train_accuracy
@@ -109,16 +128,18 @@ def history_limits(
 
 def plot_attacks(stress: Outcome) -> Figure:
     """Accuracy by the largest change allowed; its change from the first network with intervals."""
-    figure, left, right = two_panels()
+    networks = len(stress.networks)
+    figure, left, right = two_panels(entries=networks)
     epsilons = stress.networks[0].attacks.epsilons
     places = np.arange(1 + len(epsilons))  # equally far apart, as the usual ones are in powers
-    for of_network in stress.networks:
+    for k, of_network in enumerate(stress.networks):
         attacks = of_network.attacks
         network = of_network.network
         by_seed = values_by_seed([attacks.clean, *attacks.robust])
         plot_mean_and_range(left, places, by_seed, network, label=network.title)
         if attacks.change is not None:
-            plot_intervals(right, places[1:], attacks.change, network)
+            shift = beside_others(k - 1, networks - 1, most=0.15)
+            plot_intervals(right, places[1:] + shift, attacks.change, network)
     right.axhline(0, color=stress.networks[0].network.colour, linewidth=1)
     left.set(ylabel="accuracy (%)", ylim=(-3, 103))
     right.set(ylabel="change (points)", xlim=left.get_xlim())
@@ -156,7 +177,7 @@ def plot_reliability(stress: Outcome) -> Figure:
 
     With Wilson's intervals. Bins of few images, which would lie anywhere, are pooled.
     """
-    figure, left, right = two_panels()
+    figure, left, right = two_panels(entries=len(stress.networks))
     for of_network in stress.networks:
         network = of_network.network
         calibration = of_network.calibration
@@ -180,7 +201,7 @@ def plot_reliability(stress: Outcome) -> Figure:
 
 def plot_selection(stress: Outcome) -> Figure:
     """Risk by the share of images answered, most confident first; by two measures of confidence."""
-    figure, left, right = two_panels()
+    figure, left, right = two_panels(entries=len(stress.networks))
     for of_network in stress.networks:
         network = of_network.network
         doubt = of_network.doubt
@@ -201,7 +222,7 @@ def plot_shift(stress: Outcome) -> Figure:
 
     Dotted is what the sets promise on images of the same source.
     """
-    figure, left, right = two_panels()
+    figure, left, right = two_panels(entries=2 * len(stress.networks))
     for of_network in stress.networks:
         network = of_network.network
         shift = of_network.doubt.shift
@@ -239,7 +260,7 @@ def values_by_seed(scores: Sequence[Estimate]) -> np.ndarray:
 
 def plot_deletion_insertion(stress: Outcome) -> Figure:
     """Probability of the predicted class by the share of pixels touched; means over the seeds."""
-    figure, left, right = two_panels()
+    figure, left, right = two_panels(entries=2 * len(stress.networks))
     for of_network in stress.networks:
         network = of_network.network
         heatmaps = of_network.heatmaps
@@ -267,16 +288,17 @@ def plot_accuracy(results: Results) -> Figure:
     figure = drawing.new_figure(0.55 * PAGE)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     names = [*results.classes, "Overall"]
-    middle = (len(results.networks) - 1) / 2
     for k, of_network in enumerate(results.networks):
         intervals = [*of_network.accuracy.by_class, of_network.accuracy.overall]
-        places = np.arange(len(names)) + 0.25 * (k - middle)
+        shift = beside_others(k, len(results.networks), most=0.25)
+        places = np.arange(len(names)) + shift
         network = of_network.network
         plot_intervals(above, places, intervals, network, label=network.title)
-    for k, comparison in enumerate(results.comparisons, start=1):
+    for k, comparison in enumerate(results.comparisons):
         groups = [*comparison.by_class, comparison.overall]
         changes = [group.difference.interval for group in groups]
-        places = np.arange(len(names)) + 0.25 * (k - middle - 0.5)
+        shift = beside_others(k, len(results.comparisons), most=0.25)
+        places = np.arange(len(names)) + shift
         plot_intervals(below, places, changes, comparison.network)
     below.axhline(0, color=results.networks[0].network.colour, linewidth=1)
     above.set(ylabel="test accuracy (%)")
@@ -302,28 +324,54 @@ def plot_seeds(results: Results) -> Figure | None:
     by_network = np.array(accuracy)  # [networks, seeds]
     left.plot(titles, by_network, color="0.4", marker="o", markersize=4)
     left.set(xlim=(-0.5, len(titles) - 0.5), ylabel="test accuracy (%)")
-    seeds = results.setup.seeds
-    coverage = 100 * (1 - results.setup.rules.level)
-    for k, comparison in enumerate(results.comparisons, start=1):
-        network = comparison.network
-        mean = comparison.overall.difference.interval
-        change = by_network[k] - by_network[0]
-        colour = network.colour
-        right.scatter(seeds, change, color=colour, label=f"{network.title} of a seed")
-        band = f"{coverage:g} % interval of the mean"
-        right.axhspan(mean.low, mean.high, color=colour, alpha=0.2, linewidth=0, label=band)
-        right.axhline(mean.value, color=colour, label=f"mean {mean.value:+.2f}")
+    if len(results.comparisons) == 1:
+        plot_changes_by_seed(right, results, by_network[1] - by_network[0])
+    else:
+        plot_changes_by_network(right, results, by_network[1:] - by_network[0])
     right.axhline(0, color="black", linewidth=1)
     margin = results.setup.rules.margin
     for bound, label in ((-margin, f"margin of {margin:g}"), (margin, None)):
         right.axhline(bound, color="black", linestyle=":", linewidth=1, label=label)
-    right.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-    if len(seeds) <= 10:  # there is room for the number of each
-        right.set_xticks(seeds)
-    right.set(xlabel="seed", ylabel=f"change from {titles[0]} (points)", ymargin=0.15)
-    right.set_xlim(seeds[0] - 0.5, seeds[-1] + 0.5)  # older versions would begin at 0
+    right.set(ylabel=f"change from {titles[0]} (points)", ymargin=0.15)
+    if len(titles) > 2:
+        for axes in (left, right):
+            axes.tick_params(axis="x", rotation=45)
     figure.legend(loc="outside upper right", ncols=2)
     return figure
+
+
+def plot_changes_by_seed(axes: Axes, results: Results, change: np.ndarray) -> None:
+    """A network's `change` [seeds] from the first one, its mean and the mean's interval."""
+    seeds = results.setup.seeds
+    (comparison,) = results.comparisons
+    network = comparison.network
+    mean = comparison.overall.difference.interval
+    colour = network.colour
+    axes.scatter(seeds, change, color=colour, label=f"{network.title} of a seed")
+    band = f"{100 * (1 - results.setup.rules.level):g} % interval of the mean"
+    axes.axhspan(mean.low, mean.high, color=colour, alpha=0.2, linewidth=0, label=band)
+    axes.axhline(mean.value, color=colour, label=f"mean {mean.value:+.2f}")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    if len(seeds) <= 10:  # there is room for the number of each
+        axes.set_xticks(seeds)
+    axes.set(xlabel="seed")
+    axes.set_xlim(seeds[0] - 0.5, seeds[-1] + 0.5)  # older versions would begin at 0
+
+
+def plot_changes_by_network(axes: Axes, results: Results, change: np.ndarray) -> None:
+    """The `change` [networks, seeds] of several from the first one, their means and intervals."""
+    for k, comparison in enumerate(results.comparisons):
+        network = comparison.network
+        of_seed = "of a seed" if k == 0 else None
+        axes.scatter(
+            np.full(change.shape[1], k), change[k], color=network.colour, alpha=0.4, label=of_seed
+        )
+        mean = comparison.overall.difference.interval
+        label = f"mean, {100 * (1 - results.setup.rules.level):g} % interval" if k == 0 else None
+        plot_intervals(axes, np.array([k + 0.2]), [mean], network, label=label)
+    titles = [comparison.network.title for comparison in results.comparisons]
+    axes.set(xticks=range(len(titles)), xticklabels=titles)
+    axes.set_xlim(-0.5, len(titles) - 0.5)
 
 
 PERCENT = {"annot": True, "fmt": ".1f", "cmap": "Blues", "vmin": 0, "vmax": 100}
@@ -339,17 +387,19 @@ NUMBER_SIZE = 6.5  # points
 
 def plot_transitions(results: Results, dossier: Dossier) -> Figure:
     """What becomes of images from the first network to others, and mistakes by confidence."""
-    figure, left, right = two_panels()
+    figure, left, right = two_panels(entries=2 * len(dossier.mistakes))
     ways = [way for way in Transition if way is not Transition.RIGHT]
     names = [str(way).replace(", ", ",\n") for way in ways]
     compared = dossier.transitions
+    bars = len(ways) * len(compared)
+    figure.set_figheight(figure.get_figheight() + 0.1 * max(0, bars - 8))  # for their numbers
     thickness = 0.8 / max(1, len(compared))
     style = sentences.count_style(len(results.setup.seeds))
     for k, one in enumerate(compared):
         counts = [one.counts[way].mean() for way in ways]
         place = np.arange(len(ways)) + (k - (len(compared) - 1) / 2) * thickness
-        bars = left.barh(place, counts, 0.9 * thickness, color=one.network.colour)
-        left.bar_label(bars, fmt=f"{{:{style}}}", padding=2)
+        drawn = left.barh(place, counts, 0.9 * thickness, color=one.network.colour)
+        left.bar_label(drawn, fmt=f"{{:{style}}}", padding=2)
     left.set(yticks=range(len(ways)), yticklabels=names, xlabel="test images")
     left.margins(x=0.18)
     left.grid(visible=False)  # which would strike out the numbers
@@ -376,7 +426,7 @@ def plot_associations(results: Results, dossier: Dossier) -> Figure:
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axes, (attribute, of_networks) in zip(panels.flat, grouped.items(), strict=False):
         for k, association in enumerate(of_networks):
-            shift = 0.15 * (k - (len(of_networks) - 1) / 2)
+            shift = beside_others(k, len(of_networks), most=0.15)
             network = association.network
             places = np.arange(1, 6) + shift
             plot_intervals(axes, places, association.error, network, label=network.title)
@@ -457,15 +507,23 @@ def plot_robustness(stress: Outcome) -> Figure:
     for of_network, table in zip(stress.networks, tables, strict=True):
         title = of_network.network.title
         accuracies.append(MatrixPanel(title, table, "accuracy (%)", WHOLE_PERCENT))
-    changes = []
     first = stress.networks[0].network.title
-    for of_network, table in zip(stress.networks[1:], tables[1:], strict=True):
-        change = (table - tables[0]).round(1) + 0  # no "-0.0"
-        title = f"{of_network.network.title} minus {first}"
-        changes.append(MatrixPanel(title, change, "change (points)", POINTS))
-    if len(accuracies) + len(changes) <= 3:
-        return plot_matrices([[*accuracies, *changes]], xlabel="severity")
-    return plot_matrices([accuracies, changes], xlabel="severity")
+    titles = [of_network.network.title for of_network in stress.networks[1:]]
+    changes = []
+    for table in tables[1:]:
+        changes.append((table - tables[0]).round(1) + 0)  # no "-0.0"
+    if len(changes) == 1:
+        title = f"{titles[0]} minus {first}"
+        panel = MatrixPanel(title, changes[0], "change (points)", POINTS)
+        return plot_matrices([[*accuracies, panel]], xlabel="severity")
+    largest = max((float(change.abs().to_numpy().max()) for change in changes), default=0)
+    look = {**POINTS, "vmin": -largest, "vmax": largest}  # they share one bar
+    if len(changes) > 3:
+        look["fmt"] = "+.0f"  # there is no room for tenths
+    panels = []
+    for title, change in zip(titles, changes, strict=True):
+        panels.append(MatrixPanel(title, change, f"change from {first} (points)", look))
+    return plot_matrices([accuracies, panels], xlabel="severity")
 
 
 def plot_excitation(stress: Outcome) -> Figure | None:
@@ -475,8 +533,8 @@ def plot_excitation(stress: Outcome) -> Figure | None:
         if of_network.gates is None:
             continue
         panels = []
-        for k, means in enumerate(of_network.gates.mean_by_class, start=1):
-            title = f"{of_network.network.title}, stage {k}"
+        for stage, means in of_network.gates.mean_by_class.items():
+            title = f"{of_network.network.title}, stage {stage}"
             table = pd.DataFrame(means, stress.classes)
             panels.append(MatrixPanel(title, table, "mean excitation", EXCITATION))
         rows.append(panels)
@@ -509,7 +567,10 @@ def plot_failures(results: Results, dossier: Dossier) -> Figure:
     """Groups side by side; in each column an image, below it the networks' answers.
 
     Three groups or two fill a line. Of more images than fit there, so many as fill further lines.
+    Of more than three networks, the answers would take pages: each image stands alone, with what
+    the network that is wrong calls it.
     """
+    with_heatmaps = len(results.networks) <= 3
     abreast = 3 if len(dossier.groups) % 3 == 0 else 2
     fitting = 9 // abreast
     most = max(len(group.mistakes) for group in dossier.groups)
@@ -521,12 +582,26 @@ def plot_failures(results: Results, dossier: Dossier) -> Figure:
             for group in dossier.groups[first : first + abreast]:
                 columns = []
                 for mistake in group.mistakes[start : min(start + fitting, shown)]:
-                    heatmaps = heatmaps_of(mistake.image, results.classes)
-                    columns.append([picture_of(mistake, results.classes), *heatmaps])
+                    if with_heatmaps:
+                        heatmaps = heatmaps_of(mistake.image, results.classes)
+                        columns.append([picture_of(mistake, results.classes), *heatmaps])
+                    else:
+                        columns.append([picture_of_wrong(mistake, group, results.classes)])
                 rows = list(zip(*columns, strict=True))
                 blocks.append(PictureBlock(group.title(), rows))
             lines.append(blocks)
-    return drawing.plot_pictures(lines, heat_scale=True)
+    return drawing.plot_pictures(lines, heat_scale=with_heatmaps)
+
+
+def picture_of_wrong(mistake: Mistake, group: MistakeGroup, classes: Sequence[str]) -> Picture:
+    """As `picture_of`, with the group's network's answer; where all are wrong, the first's."""
+    answers = {answer.network.key: answer for answer in mistake.image.answers}
+    wrong = mistake.image.answers[0]
+    if group.network is not None:
+        wrong = answers[group.network.key]
+    picture = picture_of(mistake, classes)
+    called = f"→ {classes[wrong.predicted]} {wrong.confidence:.0%}"
+    return dataclasses.replace(picture, caption=f"{picture.caption}\n{called}")
 
 
 def picture_of(mistake: Mistake, classes: Sequence[str]) -> Picture:

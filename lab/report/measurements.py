@@ -242,7 +242,7 @@ def measure_heatmaps(scores: heatmaps.Scores) -> Measured:
 def measure_gates(scores: gates.Scores | None) -> Measured:
     if scores is None:
         return
-    for stage, share in enumerate(scores.share_between_classes, start=1):
+    for stage, share in scores.share_between_classes.items():
         yield GATE_SHARE.at(stage, stage), share
     yield GATES_LEARNT, scores.accuracy_as_learnt
     yield GATES_AT_MEANS, scores.accuracy_at_means

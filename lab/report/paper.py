@@ -35,6 +35,7 @@ def latex_values(results: Results) -> str:
         "describedkeys": ",".join(one.key for one in networks if one.description),
         "citedkeys": ",".join(one.key for one in networks if one.citation),
         "firstkey": keys[0],
+        "networkcount": str(len(keys)),
         "networkkeys": ",".join(keys),
         "comparedkeys": ",".join(keys[1:]),
         "gatedkeys": ",".join(keys_with_gates(results.stress)),
@@ -46,8 +47,13 @@ def latex_values(results: Results) -> str:
     }
     for name, table in tables.all_tables(results):
         macros[f"{name.replace('_', '')}table"] = tables.in_latex(table)
+    if results.failures is not None and results.failures.people is not None:
+        of_people = tables.narrow_people_table(results, results.failures.people)
+        macros["narrowpeopletable"] = tables.in_latex(of_people)
+    macros["parameterstable"] = tables.in_latex(tables.parameters_table(results))
     if results.stress is not None:
         macros["mainstresstable"] = tables.in_latex(tables.main_stress_table(results.stress))
+        macros["narrowstresstable"] = tables.in_latex(tables.narrow_stress_table(results.stress))
     for name, content in macros.items():
         lines.append(rf"\newcommand{{\{name}}}{{{content}}}")
     return "\n".join(lines) + "\n"
@@ -64,10 +70,15 @@ def ask(compared: Sequence[Network]) -> str:
 
 
 def keys_with_gates(stress: Outcome | None) -> list[str]:
-    """The networks whose gates were studied."""
+    """The networks whose gates were studied, and which have some after every stage."""
     if stress is None:
         return []
-    return [one.network.key for one in stress.networks if one.gates is not None]
+    keys = []
+    for one in stress.networks:
+        stages = len(one.heatmaps.likeness_without_stage)
+        if one.gates is not None and len(one.gates.mean_by_class) == stages:
+            keys.append(one.network.key)
+    return keys
 
 
 def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -21,6 +21,7 @@ from lab.measure.familiar import Familiarity
 from lab.measure.gradcam import ExplainedImage
 from lab.measure.looks import Look
 from lab.measure.models import EpochLog, LayerCost, Network, layer_costs
+from lab.measure.retest import Retest
 from lab.measure.stress import Chosen, Outcome
 
 
@@ -95,6 +96,7 @@ class Results:
     looks: tuple[Look, ...] = ()  # at networks of this recipe in this folder, this one's last
     # What a part that has not been done, or has failed, would add
     comparisons: tuple[Comparison, ...] = ()
+    retest: Retest | None = None
     explained: tuple[ExplainedImage, ...] = ()
     failures: Dossier | None = None
     stress: Outcome | None = None

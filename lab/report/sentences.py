@@ -33,20 +33,48 @@ def say_verdicts(results: Results) -> list[str]:
     return verdicts
 
 
-def say_conclusions(results: Results) -> dict[str, str]:
-    """The verdict in a sentence, by the key of the network that it is on."""
-    said = {}
+def say_conclusion(results: Results) -> str:
+    """The verdicts in a sentence each, networks of the same verdict in one."""
+    alike: dict[str, list[Comparison]] = {}
     for comparison in results.comparisons:
-        difference = comparison.overall.difference
+        state = state_of(
+            comparison.overall.difference, comparison.first, results.setup.rules.margin
+        )
+        alike.setdefault(state, []).append(comparison)
+    said = []
+    for state, comparisons in alike.items():
+        names = []
+        numbers = []
+        for comparison in comparisons:
+            names.append(f"{comparison.network.title} CNN")
+            numbers.append(in_points(comparison.overall.difference.interval))
+        whose = " as trained here" if len(results.setup.seeds) == 1 else ""
+        are = "is" if len(names) == 1 else "are"
+        said.append(f"{join_with_and(names)}{whose} {are} {state} ({'; '.join(numbers)}).")
+    return " ".join(said)
+
+
+def say_retest(results: Results) -> str:
+    """The verdicts on a second test set; "" without one."""
+    retest = results.retest
+    if retest is None:
+        return ""
+    said = []
+    for comparison in results.comparisons:
+        group = retest.compared[comparison.network.key]
         verdict = name_verdict(
-            difference,
+            group.difference,
             comparison.network,
             comparison.first,
             results.setup.rules.margin,
-            len(comparison.overall.by_seed),
+            len(group.by_seed),
         )
-        said[comparison.network.key] = f"{verdict} ({in_points(difference.interval)})."
-    return said
+        numbers = f"{in_points(group.difference.interval)}, {say_p(group.difference.p_holm)}"
+        said.append(f"{verdict} ({numbers}).")
+    return (
+        f"On {retest.images:,} new images of {results.dataset}'s kind, to which nothing was ever "
+        f"tuned: {' '.join(said)}"
+    )
 
 
 def in_points(interval: Interval) -> str:
@@ -124,17 +152,21 @@ def name_verdict(
 ) -> str:
     """The verdict as a clause; with one seed it is on two trained networks alone."""
     whose = " as trained here" if seeds == 1 else ""
-    this = f"{network.title} CNN{whose}"
+    return f"{network.title} CNN{whose} is {state_of(difference, first, margin)}"
+
+
+def state_of(difference: Difference, first: Network, margin: float) -> str:
+    """What a network "is", held against the first."""
     other = f"{first.title} CNN"
     if difference.verdict is Verdict.UNDECIDED:
         return (
-            f"{this} is undecided against {other}: neither a difference is shown nor that there is "
-            f"none of {margin:g} points"
+            f"undecided against {other}: neither a difference is shown nor that there is none of "
+            f"{margin:g} points"
         )
     if difference.verdict is Verdict.EQUIVALENT:
-        return f"{this} is equivalent to {other} within {margin:g} points"
+        return f"equivalent to {other} within {margin:g} points"
     less = f", by less than the margin of {margin:g} points" if difference.is_within_margin else ""
-    return f"{this} is {difference.verdict} than {other}{less}"
+    return f"{difference.verdict} than {other}{less}"
 
 
 def say_seeds(found: SeveralSeeds, seeds: int, rules: statistics.Settings) -> str:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,16 @@ import pandas as pd
 from lab.measure import people
 from lab.measure.attributes import Association
 from lab.measure.failures import Dossier, Transition
-from lab.measure.statistics import Interval
+from lab.measure.retest import Retest
+from lab.measure.statistics import Difference, Interval
 from lab.measure.stress import Outcome
 from lab.report import sentences
 from lab.report.measurements import Metric, changes_by_network, measurements
 from lab.report.results import Results
+
+# Headings that columns are found by
+P_HOLM = "p (Holm)"
+ERROR = "error (%)"
 
 Style = str | Callable[[float], str]  # how a number is printed: a format, or what makes its text
 
@@ -130,6 +136,39 @@ def accuracy_table(results: Results) -> Table:
     return table
 
 
+def networks_table(results: Results) -> Table:
+    """A row for each network: what it costs, its accuracy, its change with both tests."""
+    table = Table("Network", [of_network.network.title for of_network in results.networks])
+    table.add("parameters", [of_network.parameters() for of_network in results.networks], ",")
+    accuracy = [of_network.accuracy.overall for of_network in results.networks]
+    differences = [comparison.overall.difference for comparison in results.comparisons]
+    add_accuracy(table, accuracy, differences)
+    return table
+
+
+def retest_table(results: Results, retest: Retest) -> Table:
+    """The same on the new images."""
+    table = Table("Network", [of_network.network.title for of_network in results.networks])
+    differences = [group.difference for group in retest.compared.values()]
+    add_accuracy(table, list(retest.accuracy.values()), differences)
+    return table
+
+
+def add_accuracy(
+    table: Table, accuracy: Sequence[Interval], differences: Sequence[Difference]
+) -> None:
+    """A row for each network; the `differences` are the others' from the first."""
+    table.add("accuracy (%)", accuracy, ".2f")
+    if not differences:
+        return
+    p_style = sentences.p_of_table
+    table.add("change (points)", [None, *[one.interval for one in differences]], "+.2f")
+    table.add("p", [None, *[one.p_holm for one in differences]], p_style)
+    table.add("p against the margin", [None, *[one.margin_p_holm for one in differences]], p_style)
+    margins = [one.smallest_margin() for one in differences]
+    table.add("smallest margin shown", [None, *margins], ".2f")
+
+
 def stress_table(stress: Outcome) -> Table:
     """What was tried, and each network's result."""
     measured = {one.network.title: list(measurements(one)) for one in stress.networks}
@@ -147,7 +186,7 @@ def stress_table(stress: Outcome) -> Table:
         intervals = [changes[key].interval if key in changes else None for key in metrics]
         ps = [changes[key].p_holm if key in changes else None for key in metrics]
         table.columns.append(Column("change", intervals, signed, network.title))
-        table.add("p (Holm)", ps, sentences.p_of_table, network.title)
+        table.add(P_HOLM, ps, sentences.p_of_table, network.title)
     return table
 
 
@@ -157,6 +196,42 @@ def main_stress_table(stress: Outcome) -> Table:
     for one in stress.networks:
         shown |= {found.metric.title() for found in measurements(one) if found.metric.shown}
     return stress_table(stress).only(shown)
+
+
+def narrow(whole: Table, of_networks: Mapping[str, Column], level: float) -> Table:
+    """For many networks: of each one column without intervals, under its title.
+
+    A star stands where the change beside it, in the `whole` table, is beyond chance.
+    """
+    ps = {column.network: column for column in whole.columns if column.heading == P_HOLM}
+    table = Table(whole.heading, whole.names)
+    for title, column in of_networks.items():
+        numbers = [bound_of(number, "value") for number in column.numbers]
+        formats: list[Style] = []
+        for k, style in enumerate(column.formats):
+            p = ps[title].numbers[k] if title in ps else None
+            is_beyond_chance = isinstance(p, float) and p < level
+            formats.append(partial(starred, style=style) if is_beyond_chance else style)
+        table.columns.append(Column(title, numbers, formats))
+    return table
+
+
+def starred(number: float, style: Style) -> str:
+    return f"{printed(number, style)}*"
+
+
+def narrow_stress_table(stress: Outcome) -> Table:
+    """The rows of the stress tests that the paper has room for, of many networks."""
+    whole = main_stress_table(stress)
+    own = {column.heading: column for column in whole.columns if not column.network}
+    return narrow(whole, own, stress.level)
+
+
+def narrow_people_table(results: Results, scores: people.Scores) -> Table:
+    """Many networks' errors by how many people agree with the label."""
+    whole = people_table(results, scores)
+    own = {column.network: column for column in whole.columns if column.heading == ERROR}
+    return narrow(whole, own, results.setup.rules.level)
 
 
 def transitions_table(results: Results, dossier: Dossier) -> Table:
@@ -197,12 +272,12 @@ def people_table(results: Results, scores: people.Scores) -> Table:
         mistakes = [group.mistakes[network.key] for group in groups]
         table.add("mistakes", mistakes, style, network.title)
         errors = [group.error[network.key] for group in groups]
-        table.add("error (%)", errors, ".2f", network.title)
+        table.add(ERROR, errors, ".2f", network.title)
         if network is not first:
             changes = [group.change[network.key] for group in groups]
             table.add("change", [one.interval for one in changes], "+.2f", network.title)
             ps = [one.p_holm for one in changes]
-            table.add("p (Holm)", ps, sentences.p_of_table, network.title)
+            table.add(P_HOLM, ps, sentences.p_of_table, network.title)
     return table
 
 
@@ -267,7 +342,21 @@ def layers_table(results: Results) -> Table:
     return table
 
 
-TABLES: dict[str, Callable[[Results], Table]] = {"accuracy": accuracy_table, "layers": layers_table}
+def parameters_table(results: Results) -> Table:
+    """The parameters alone, for many networks."""
+    whole = layers_table(results)
+    table = Table(whole.heading, whole.names)
+    for column in whole.columns:
+        if column.heading == "parameters":
+            table.add(column.network, column.numbers, ",")
+    return table
+
+
+TABLES: dict[str, Callable[[Results], Table]] = {
+    "networks": networks_table,
+    "accuracy": accuracy_table,
+    "layers": layers_table,
+}
 
 FAILURE_TABLES: dict[str, Callable[[Results, Dossier], Table]] = {
     "transitions": transitions_table,
@@ -290,6 +379,8 @@ def all_tables(results: Results) -> Iterator[tuple[str, Table]]:
     """The name of each table, and the table, of what is known."""
     for name, make in TABLES.items():
         yield name, make(results)
+    if results.retest is not None:
+        yield "retest", retest_table(results, results.retest)
     if results.failures is not None:
         yield from failure_tables(results, results.failures).items()
     if results.stress is not None:

@@ -56,6 +56,9 @@ def summary_parts(results: Results) -> Iterator[SummaryPart]:
         yield SummaryPart(
             "Not all was measured", ["This is missing, since it failed:\n\n" + "\n".join(problems)]
         )
+    of_networks = [tables.networks_table(results), tables.accuracy_table(results)]
+    if results.retest is not None:
+        of_networks.append(tables.retest_table(results, results.retest))
     count = len(setup.seeds)
     seeds = f"{count} seed{'s' if count > 1 else ''}"
     yield SummaryPart(
@@ -63,11 +66,12 @@ def summary_parts(results: Results) -> Iterator[SummaryPart]:
         [
             *sentences.say_verdicts(results),
             sentences.say_looks(results),
+            sentences.say_retest(results),
             f"Test accuracy in percent on {results.images.test:,} images, after "
             f"{setup.epochs} epochs, {seeds}, on {results.hardware.description} in "
             f"{results.hardware.precision}:",
         ],
-        [tables.accuracy_table(results)],
+        of_networks,
         [("accuracy_comparison", "Test accuracy by class with intervals")],
     )
     keys = [of_network.network.key for of_network in results.networks]

@@ -152,3 +152,49 @@ def test_what_lies_there_packed_is_said(tmp_path, capsys):
                  "cifar-100-python.tar.gz is there, but CIFAR-100 is not unpacked",
                  "dtd-r1.0.1.tar.gz is there, but Textures", "test_32x32.mat is there, but SVHN"):
         assert name in said
+
+
+@pytest.fixture
+def new_test(tmp_path):
+    """A data folder with CIFAR-10.1 of 30 images: its two files."""
+    rng = np.random.default_rng(0)
+    pixels = tmp_path / "CIFAR-10.1" / "cifar10.1_v6_data.npy"
+    pixels.parent.mkdir()
+    np.save(pixels, rng.integers(0, 256, (30, 32, 32, 3), np.uint8))
+    labels = pixels.with_name("cifar10.1_v6_labels.npy")
+    np.save(labels, (np.arange(30) % 10).astype(np.int32))
+    return pixels, labels
+
+
+def test_new_test_images_are_found_where_they_lie(new_test, tmp_path, capsys):
+    pixels, labels = new_test
+    found = benchmarks.find_new_test(tmp_path, 10)
+    assert np.array_equal(found.pixels.numpy(), np.load(pixels))
+    assert found.labels.dtype == torch.int64 and found.labels.tolist() == list(range(10)) * 3
+    for path in new_test:
+        path.rename(tmp_path / path.name)
+    assert len(benchmarks.find_new_test(tmp_path, 10)) == 30
+    (tmp_path / labels.name).unlink()
+    assert benchmarks.find_new_test(tmp_path, 10) is None
+    assert f"{tmp_path / pixels.name} is one of CIFAR-10.1's two files" in capsys.readouterr().out
+    (tmp_path / pixels.name).unlink()
+    assert benchmarks.find_new_test(tmp_path, 10) is None
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("which", "content", "problem"),
+    [
+        (0, np.zeros((30, 32, 32), np.uint8), "holds uint8 [30, 32, 32], not uint8"),
+        (0, np.zeros((30, 32, 32, 3), np.float32), "holds float32"),
+        (0, np.zeros((29, 32, 32, 3), np.uint8), "not whole numbers [29]"),
+        (1, np.zeros(30), "holds float64 [30], not whole numbers [30]"),
+        (1, np.full(30, 10), "labels from 10 to 10, of 10 classes"),
+        (1, np.full(30, -1), "labels from -1 to -1, of 10 classes"),
+    ],
+)
+def test_new_test_images_that_are_none_are_refused(new_test, tmp_path, which, content, problem):
+    np.save(new_test[which], content)
+    with pytest.raises(UserError) as refused:
+        benchmarks.find_new_test(tmp_path, 10)
+    assert problem in str(refused.value) and "fetch CIFAR-10.1 again" in str(refused.value)

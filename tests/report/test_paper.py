@@ -13,6 +13,7 @@ from helpers import BASELINE, ROOT, SE, STRESS, comparison, look_up, run_record,
 from torch import nn
 
 import main
+from lab.data import shapes
 from lab.measure import robustness
 from lab.measure.models import Network
 from lab.measure.statistics import Verdict
@@ -230,9 +231,9 @@ def test_the_readmes_network_computes():
 
 @pytest.mark.slow
 def test_a_third_network_is_a_class_and_a_line(tmp_path, monkeypatch, sketching):
-    """It goes through training, stress tests, tables and figures to the paper; with two seeds and
-    people's answers, so that all sections show."""
-    eca = readmes_network()
+    """It goes through training, stress tests, tables and figures to the paper; with two seeds,
+    people's answers and new test images, so that all sections show."""
+    linear = readmes_network()
     load = main.load_data
 
     def load_with_people(settings):
@@ -241,31 +242,32 @@ def test_a_third_network_is_a_class_and_a_line(tmp_path, monkeypatch, sketching)
         share = torch.linspace(0.3, 1, len(labels), dtype=torch.float64)
         people = ((1 - share) / 9)[:, None].repeat(1, 10)
         people = people.scatter(1, labels[:, None], share[:, None])
-        return dataclasses.replace(data, people=people)
+        return dataclasses.replace(data, people=people, new_test=shapes.draw(50, seed=7))
 
     monkeypatch.setattr(main, "load_data", load_with_people)
-    monkeypatch.setattr(main, "NETWORKS", [*main.NETWORKS, eca])
+    monkeypatch.setattr(main, "NETWORKS", [*main.NETWORKS, linear])
     main.main(tiny(tmp_path / "run", *STRESS, "--seeds", "2"))
     found = comparison(tmp_path / "run")
-    assert set(found["networks"]) == set(found["stress"]) == {"baseline", "se_attention", "eca"}
-    assert set(found["verdicts"]) == set(found["compared_with_first"]) == {"se_attention", "eca"}
-    assert found["stress"]["eca"]["gate_share_stage_3"] <= 1
-    for name in ("models/eca_model_seed43.pth", "plots/eca_curves.png",
-                 "plots/confusion_matrix_eca.pdf",
-                 "gradcam/eca/disc_1.png", "results/eca_classwise_accuracy.json"):  # fmt: skip
+    assert set(found["networks"]) == set(found["stress"]) == {"baseline", "se_attention", "linear"}
+    assert set(found["verdicts"]) == set(found["compared_with_first"]) == {"se_attention", "linear"}
+    assert found["stress"]["linear"]["gate_share_stage_3"] <= 1
+    for name in ("models/linear_model_seed43.pth", "plots/linear_curves.png",
+                 "plots/confusion_matrix_linear.pdf",
+                 "gradcam/linear/disc_1.png",
+                 "results/linear_classwise_accuracy.json"):  # fmt: skip
         assert (tmp_path / "run" / name).stat().st_size > 100
     summary = (tmp_path / "run" / "results" / "summary.md").read_text()
-    assert "ECA CNN is" in summary and "SE-Attention CNN is" in summary
+    assert "Linear CNN is" in summary and "SE-Attention CNN is" in summary
     rows = (tmp_path / "run" / "results" / "people.csv").read_text().splitlines()
-    assert "ECA: p (Holm)" in rows[0] and len(rows) == 5
+    assert "Linear: p (Holm)" in rows[0] and len(rows) == 5
     predictions = (tmp_path / "run" / "results" / "predictions.csv").read_text().splitlines()
     assert "human_label_share,human_class" in predictions[0]
     text, log, _ = compile_report(tmp_path, tmp_path / "run")
     assert_clean(log)
-    assert "ECA has ECA after each stage" in text
+    assert "Linear has gates of one linear layer after each stage" in text
     for value in (
-        found["stress"]["eca"]["corrupted_accuracy"],
-        found["stress"]["eca"]["median_epsilon"],
+        found["stress"]["linear"]["corrupted_accuracy"],
+        found["stress"]["linear"]["median_epsilon"],
     ):
         assert f"{value:.2f}" in text
     printed = dict(numbers_in_report(found))
@@ -274,8 +276,11 @@ def test_a_third_network_is_a_class_and_a_line(tmp_path, monkeypatch, sketching)
         assert number in text or number.replace("−0.00", "0.00") in text, (key, number)
     assert found["masking"] in text.replace("\n", " ")
     assert "Mistakes that people make too." in text and "80 to 95" in text
-    assert "From Baseline to ECA it is" in text
-    assert f"{found['networks']['eca']['parameters']:,}" in text
+    assert "From Baseline to Linear it is" in text
+    assert "On new images." in text and found["retest"]["said"][:40] in text
+    rows = (tmp_path / "run" / "results" / "retest.csv").read_text().splitlines()
+    assert len(rows) == 4 and rows[3].startswith("Linear,")
+    assert f"{found['networks']['linear']['parameters']:,}" in text
 
 
 @pytest.mark.slow
