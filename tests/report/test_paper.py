@@ -100,15 +100,19 @@ def test_each_network_at_its_own_best_comes_into_the_paper(tiny_run, tmp_path, c
     import tuning
 
     tuning.run(main.parse_settings(tiny(tiny_run, "--epochs", "1", "--seeds", "2")))
-    trained = sorted((tiny_run / "tuning").rglob("*.pth"))
+    trained = sorted((tiny_run / "tuning").glob("[0-9]/*.pth"))
     assert len(trained) == 2 * 4 * 2
-    table = capsys.readouterr().out
+    said = capsys.readouterr().out
     for path in (trained[0], trained[-1]):
         found = torch.load(path, weights_only=True)["history"][-1]["validation_accuracy"]
-        assert f"{found:.2f}" in table
+        assert f"{found:.2f}" in said
+    fresh = (tiny_run / "tuning" / "winners").glob("*.pth")
+    seeds = sorted(int(re.search(r"_seed(\d+)_", path.name)[1]) for path in fresh)
+    assert seeds == [44, 44, 45, 45]  # 42 and 43 chose the winners
+    assert "trained anew with seeds 44 to 45, on the test images" in said
     text, log, _ = compile_report(tmp_path, tiny_run)
     assert_clean(log)
-    assert "SE-Attention: reduction 4" in text and "Each at its best" in text
+    assert "SE-Attention: reduction 4" in text and "The best of each, trained anew" in text
     assert "Trained on" in text
 
 
