@@ -23,6 +23,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 - so that an older one is told so
 
 import atexit
 import dataclasses
+import datetime
 import math
 import signal
 import time
@@ -49,6 +50,7 @@ try:
     from lab.data import benchmarks, cifar10, cifar10h, download, shapes, synthetic
     from lab.data.images import IMAGE_SIZE, Dataset, Images, Split, to_input
     from lab.machine import abreast, console
+    from lab.machine.checkout import commit_of
     from lab.machine.device import (
         Hardware,
         MachineSettings,
@@ -1284,6 +1286,8 @@ def describe_setup(settings: Settings, rules: statistics.Settings) -> Setup:
         del options[place]
     return Setup(
         command=command_line(settings, Settings(), PLACES),
+        date=datetime.date.today().isoformat(),
+        commit=commit_of(Path(__file__).parent),
         options=options,
         seeds=settings.all_seeds(),
         epochs=settings.recipe.epochs,
@@ -1416,8 +1420,8 @@ def check_networks(keys: Sequence[str]) -> None:
             refuse("networks", f"there is no {key}: there are {', '.join(known)}")
     if len(set(keys)) < len(keys):
         refuse("networks", "names a network twice")
-    if len(keys) < 2:
-        refuse("networks", "names fewer than two: there would be nothing to compare")
+    if not keys:
+        refuse("networks", "names no network")
 
 
 @contextmanager

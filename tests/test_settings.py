@@ -6,6 +6,7 @@ import typing
 from pathlib import Path
 
 import pytest
+from helpers import KEYS
 
 import main
 from lab.machine.options import Between, command_line
@@ -72,7 +73,7 @@ def test_help_lists_every_option_and_its_default(capsys):
                      "stress_images": "1000, of shapes 500",
                      "attack_images": "400, of shapes 150"}[name]  # fmt: skip
         mentions = [text[found.start() :] for found in re.finditer(f"--{flag(name)} ", text)]
-        assert any(f"(default: {shown})" in mention[:250] for mention in mentions), name
+        assert any(f"(default: {shown})" in mention[:300] for mention in mentions), name
 
 
 def test_every_number_has_a_range_and_every_default_lies_in_it():
@@ -110,3 +111,33 @@ def test_settings_become_the_command_line(options):
     command = command_line(settings, main.Settings(), main.PLACES).split()
     assert command[:2] == ["python", "main.py"] and sorted(command[2:]) == sorted(given)
     assert main.parse_settings(command[2:]) == main.parse_settings(given)
+
+
+def test_networks_are_chosen_by_their_keys(capsys):
+    """In the order given; the option's help names them all."""
+    settings = main.parse_settings("--networks wide baseline".split())
+    assert [network.key for network in settings.taking_part()] == ["wide", "baseline"]
+    assert [network.key for network in main.parse_settings([]).taking_part()] == KEYS
+    keys = [network.key for network in [*main.NETWORKS, *main.CONTROLS]]
+    assert len(set(keys)) == len(keys)
+    with pytest.raises(SystemExit):
+        main.parse_settings(["--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    told = shown[shown.index("--networks") :][:300]
+    assert all(key in told for key in keys)
+    for words, problem in (
+        ("--networks baseline foo", "there is no foo: there are baseline, se_attention"),
+        ("--networks wide wide", "names a network twice"),
+        ("--networks", "names no network"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main.parse_settings(words.split())
+        assert ended.value.code == 2
+        assert f"argument --networks: {problem}" in capsys.readouterr().err
+
+
+def test_weights_from_before_there_was_a_choice_of_heads_are_used():
+    """Their files do not name the head; those of another head are not theirs."""
+    usual = main.Recipe().record()
+    assert "head" not in usual
+    assert main.Recipe(head="max").record() == {**usual, "head": "max"}

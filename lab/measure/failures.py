@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lab.data.images import Dataset, Images
 from lab.machine.options import Between
-from lab.measure import gradcam, people, statistics, suspects
+from lab.measure import gallery, gradcam, people, statistics, suspects
 from lab.measure.attributes import (
     Association,
     associate,
@@ -26,6 +26,7 @@ from lab.measure.attributes import (
     image_attributes,
 )
 from lab.measure.evaluation import ByNetwork, Evaluation, at_labels, first_key
+from lab.measure.gallery import Gallery
 from lab.measure.gradcam import ExplainedImage
 from lab.measure.models import Network
 from lab.measure.statistics import Interval
@@ -406,6 +407,7 @@ class Dossier:
     predictions: pd.DataFrame
     rows: pd.DataFrame  # of `failure_rows`
     people: people.Scores | None  # None without people's answers
+    gallery: Gallery  # of the first seed
 
 
 def study(
@@ -459,4 +461,5 @@ def study(
         predictions=predictions,
         rows=failure_rows(predictions, by_network, suspected),
         people=of_people,
+        gallery=gallery.collect(first_seed, test, data.people, suspected),
     )

@@ -6,7 +6,7 @@ network answers and why.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,14 +27,35 @@ def heatmaps_of(model: Model, pixels: Tensor, classes: Tensor) -> Tensor:
     Takes images uint8 [N, 32, 32, 3], computes in float32. Returns heatmaps float32 [N, 32, 32]
     on the CPU, each scaled to [0, 1]; zero where no activation speaks for the class.
     """
-    model.eval()
-    heatmaps = []
-    for part, classes_of_part in zip(pixels.split(BATCH), classes.split(BATCH), strict=True):
-        heatmaps.append(heatmaps_of_batch(model, part, classes_of_part))
+    heatmaps = [torch.empty(0, *pixels.shape[1:3])]
+    for heat in heat_by_batch(model, pixels, classes):
+        large = F.interpolate(heat, pixels.shape[1:3], mode="bilinear", align_corners=False)
+        heatmaps.append(scaled(large[:, 0]).cpu())
     return torch.cat(heatmaps)
 
 
-def heatmaps_of_batch(model: Model, pixels: Tensor, classes: Tensor) -> Tensor:
+def coarse_heatmaps_of(model: Model, pixels: Tensor, classes: Tensor) -> Tensor:
+    """The same as the features lie, before they are enlarged: float32 [N, H, W]."""
+    heatmaps = [scaled(heat[:, 0]).cpu() for heat in heat_by_batch(model, pixels, classes)]
+    return torch.cat(heatmaps) if heatmaps else torch.empty(0, 1, 1)
+
+
+def scaled(heat: Tensor) -> Tensor:
+    """Each map of [N, H, W] from 0 to 1."""
+    low = heat.amin((1, 2), keepdim=True)
+    high = heat.amax((1, 2), keepdim=True)
+    return (heat - low) / (high - low).clamp_min(1e-7)
+
+
+def heat_by_batch(model: Model, pixels: Tensor, classes: Tensor) -> Iterator[Tensor]:
+    """Some images at a time, what speaks for their classes [N, 1, H, W]; the model evaluates."""
+    model.eval()
+    for start in range(0, len(pixels), BATCH):
+        part = slice(start, start + BATCH)
+        yield heat_of_batch(model, pixels[part], classes[part])
+
+
+def heat_of_batch(model: Model, pixels: Tensor, classes: Tensor) -> Tensor:
     """The same of images that are computed at once; `model` is in evaluation mode."""
     device = next(model.parameters()).device
     with torch.no_grad():
@@ -43,11 +64,7 @@ def heatmaps_of_batch(model: Model, pixels: Tensor, classes: Tensor) -> Tensor:
     scores = at_labels(model.classify(features), classes.to(device))
     (gradients,) = torch.autograd.grad(scores.sum(), features)
     weights = gradients.mean((2, 3), keepdim=True)  # equation 1
-    heat = F.relu((weights * features).sum(1, keepdim=True)).detach()  # equation 2
-    heat = F.interpolate(heat, pixels.shape[1:3], mode="bilinear", align_corners=False)[:, 0]
-    low = heat.amin((1, 2), keepdim=True)
-    high = heat.amax((1, 2), keepdim=True)
-    return ((heat - low) / (high - low).clamp_min(1e-7)).cpu()
+    return F.relu((weights * features).sum(1, keepdim=True)).detach()  # equation 2
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,12 @@ from lab.measure import (
     heatmaps,
     people,
     robustness,
+    showcase,
     statistics,
 )
 from lab.measure.evaluation import ByNetwork, networks_of
 from lab.measure.models import Network
+from lab.measure.showcase import Showcase
 
 SHARES = {"off": 0, "quick": 1 / 8, "full": 1}  # of the images that are tried
 
@@ -91,6 +93,7 @@ class Outcome:
     networks: tuple[NetworkOutcome, ...]
     original: np.ndarray  # uint8 [32, 32, 3]
     corrupted: dict[str, np.ndarray]  # by corruption, at severity 3
+    showcase: Showcase  # one image, with what the first seed's networks say of it
     official: bool  # whether the corrupted images are CIFAR-10-C's own
     level: float  # of tests and intervals
 
@@ -170,6 +173,9 @@ def run(
         found = try_each(study_gates, with_gates, sharing, "gates")
         gated = dict(zip(with_gates, found, strict=True))
 
+    first_seed = [evaluations[0] for evaluations in by_network.values()]
+    shown = showcase.make(first_seed, data, chosen.attacked, settings.attacks, seed, hardware)
+
     networks = []
     for k, network in enumerate(networks_of(by_network)):
         networks.append(
@@ -189,6 +195,7 @@ def run(
         networks=tuple(networks),
         original=corrupted.original,
         corrupted=corrupted.examples,
+        showcase=shown,
         official=len(data.official) > 0,
         level=rules.level,
     )

@@ -512,11 +512,13 @@ def plot_robustness(stress: Outcome) -> Figure:
     changes = []
     for table in tables[1:]:
         changes.append((table - tables[0]).round(1) + 0)  # no "-0.0"
+    if not changes:
+        return plot_matrices([accuracies], xlabel="severity")
     if len(changes) == 1:
         title = f"{titles[0]} minus {first}"
         panel = MatrixPanel(title, changes[0], "change (points)", POINTS)
         return plot_matrices([[*accuracies, panel]], xlabel="severity")
-    largest = max((float(change.abs().to_numpy().max()) for change in changes), default=0)
+    largest = max(float(change.abs().to_numpy().max()) for change in changes)
     look = {**POINTS, "vmin": -largest, "vmax": largest}  # they share one bar
     if len(changes) > 3:
         look["fmt"] = "+.0f"  # there is no room for tenths

@@ -32,6 +32,7 @@ class Metric:
     unit: str = ""
     digits: int = 3
     shown: bool = False
+    better: int = 0  # 1 where more is better, -1 where less is, 0 where neither is
 
     def at(self, key: object, label: object) -> Metric:
         """The metric at one place: at an epsilon, for a stage, of one kind of map."""
@@ -42,44 +43,75 @@ class Metric:
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
 
-CORRUPTED_ACCURACY = Metric("corrupted_accuracy", "Corrupted images: accuracy", "%", 2, shown=True)
-EXTRA_ACCURACY = Metric("extra_corrupted_accuracy", "Extra corruptions: accuracy", "%", 2)
-CORRUPTION_ERROR = Metric("mean_corruption_error", "Corrupted images: mCE", "", 2, shown=True)
-CLEAN_ACCURACY = Metric("clean_accuracy", "The same images as they are: accuracy", "%", 2)
-ROBUST_ACCURACY = Metric("robust_accuracy_{}", "Attack, {}/255: accuracy", "%", 2)
+CORRUPTED_ACCURACY = Metric(
+    "corrupted_accuracy", "Corrupted images: accuracy", "%", 2, shown=True, better=1
+)
+EXTRA_ACCURACY = Metric("extra_corrupted_accuracy", "Extra corruptions: accuracy", "%", 2, better=1)
+CORRUPTION_ERROR = Metric(
+    "mean_corruption_error", "Corrupted images: mCE", "", 2, shown=True, better=-1
+)
+CLEAN_ACCURACY = Metric("clean_accuracy", "The same images as they are: accuracy", "%", 2, better=1)
+ROBUST_ACCURACY = Metric("robust_accuracy_{}", "Attack, {}/255: accuracy", "%", 2, better=1)
 MEDIAN_EPSILON = Metric(
-    "median_epsilon", "Attack that half of what is right withstands", "of 255", 2, shown=True
+    "median_epsilon",
+    "Attack that half of what is right withstands",
+    "of 255",
+    2,
+    shown=True,
+    better=1,
 )
 TEMPERATURE = Metric("temperature", "Temperature")
-CALIBRATION_ERROR = Metric("calibration_error_{}", "Calibration error, {}", "%", 2, shown=True)
-LOG_LIKELIHOOD = Metric("negative_log_likelihood_{}", "Negative log-likelihood, {}")
-BRIER_SCORE = Metric("brier_score_{}", "Brier score, {}")
-PEOPLES_ENTROPY = Metric("peoples_cross_entropy_{}", "Cross-entropy with people's answers, {}")
+CALIBRATION_ERROR = Metric(
+    "calibration_error_{}", "Calibration error, {}", "%", 2, shown=True, better=-1
+)
+LOG_LIKELIHOOD = Metric("negative_log_likelihood_{}", "Negative log-likelihood, {}", better=-1)
+BRIER_SCORE = Metric("brier_score_{}", "Brier score, {}", better=-1)
+PEOPLES_ENTROPY = Metric(
+    "peoples_cross_entropy_{}", "Cross-entropy with people's answers, {}", better=-1
+)
 PEOPLES_ERROR = Metric(
-    "peoples_calibration_error_{}", "Calibration error against people, {}", "%", 2, shown=True
+    "peoples_calibration_error_{}",
+    "Calibration error against people, {}",
+    "%",
+    2,
+    shown=True,
+    better=-1,
 )
 PEOPLES_DOUBT = Metric(
-    "peoples_doubt_{}", "Doubt where people doubt, {}: rank correlation", shown=True
+    "peoples_doubt_{}", "Doubt where people doubt, {}: rank correlation", shown=True, better=1
 )
-SELECTION_AREA = Metric("risk_coverage_area_{}", "Risk over coverage, {}: area", "%", 3, shown=True)
-AUROC = Metric("auroc_{}", "Told from {}: AUROC", "%", 2, shown=True)
-FALSE_POSITIVES = Metric("false_positives_{}", "Told from {}: FPR at 95 %", "%", 2)
+SELECTION_AREA = Metric(
+    "risk_coverage_area_{}", "Risk over coverage, {}: area", "%", 3, shown=True, better=-1
+)
+AUROC = Metric("auroc_{}", "Told from {}: AUROC", "%", 2, shown=True, better=1)
+FALSE_POSITIVES = Metric("false_positives_{}", "Told from {}: FPR at 95 %", "%", 2, better=-1)
 SET_COVERAGE = Metric("set_coverage_{}", "Sets of classes, {}: coverage", "%", 2, shown=True)
-SET_SIZE = Metric("set_size_{}", "Sets of classes, {}: size", "", 2)
-EMPTY_SETS = Metric("empty_sets_{}", "Sets of classes, {}: empty", "%", 2)
+SET_SIZE = Metric("set_size_{}", "Sets of classes, {}: size", "", 2, better=-1)
+EMPTY_SETS = Metric("empty_sets_{}", "Sets of classes, {}: empty", "%", 2, better=-1)
 SHIFTED_ERROR = Metric(
-    "shifted_calibration_error_{}", "Calibration error at severity 5, {}", "%", 2, shown=True
+    "shifted_calibration_error_{}",
+    "Calibration error at severity 5, {}",
+    "%",
+    2,
+    shown=True,
+    better=-1,
 )
-DELETION = Metric("deletion_auc_{}", "Deletion, {}: probability")
-INSERTION = Metric("insertion_auc_{}", "Insertion, {}: probability")
-DELETION_GAIN = Metric("deletion_gain", "Deletion: Grad-CAM below random maps", shown=True)
-INSERTION_GAIN = Metric("insertion_gain", "Insertion: Grad-CAM above random maps", shown=True)
-POINTING = Metric("pointing_game_{}", "Pointing game, {}")
-OVERLAP = Metric("intersection_over_union_{}", "Intersection over union, {}")
-LIKENESS = Metric("likeness_without_{}", "Likeness of Grad-CAM, shuffled down to {}")
+DELETION = Metric("deletion_auc_{}", "Deletion, {}: probability", better=-1)
+INSERTION = Metric("insertion_auc_{}", "Insertion, {}: probability", better=1)
+DELETION_GAIN = Metric(
+    "deletion_gain", "Deletion: Grad-CAM below random maps", shown=True, better=1
+)
+INSERTION_GAIN = Metric(
+    "insertion_gain", "Insertion: Grad-CAM above random maps", shown=True, better=1
+)
+POINTING = Metric("pointing_game_{}", "Pointing game, {}", better=1)
+OVERLAP = Metric("intersection_over_union_{}", "Intersection over union, {}", better=1)
+LIKENESS = Metric("likeness_without_{}", "Likeness of Grad-CAM, shuffled down to {}", better=-1)
 GATE_SHARE = Metric("gate_share_stage_{}", "Gates of stage {}: share of variance between classes")
-GATES_LEARNT = Metric("gates_as_learnt_accuracy", "Gates as learnt: accuracy", "%", 2)
-GATES_AT_MEANS = Metric("gates_at_means_accuracy", "Gates at their means: accuracy", "%", 2)
+GATES_LEARNT = Metric("gates_as_learnt_accuracy", "Gates as learnt: accuracy", "%", 2, better=1)
+GATES_AT_MEANS = Metric(
+    "gates_at_means_accuracy", "Gates at their means: accuracy", "%", 2, better=1
+)
 
 
 @dataclass(frozen=True)

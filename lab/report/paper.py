@@ -6,12 +6,11 @@ lists to loop over.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from lab.measure.models import Network
 from lab.measure.stress import Outcome
 from lab.report import records, sentences, tables
 from lab.report.results import Results, named_images
@@ -31,7 +30,7 @@ def latex_values(results: Results) -> str:
     stages = range(results.setup.stages)
     names = [name for name, _ in named_images(results) if name.endswith("_1")]
     macros = {
-        "question": tables.latex_text(ask(networks[1:])),
+        "question": tables.latex_text(sentences.ask(networks[1:])),
         "describedkeys": ",".join(one.key for one in networks if one.description),
         "citedkeys": ",".join(one.key for one in networks if one.citation),
         "firstkey": keys[0],
@@ -57,16 +56,6 @@ def latex_values(results: Results) -> str:
     for name, content in macros.items():
         lines.append(rf"\newcommand{{\{name}}}{{{content}}}")
     return "\n".join(lines) + "\n"
-
-
-def ask(compared: Sequence[Network]) -> str:
-    """The beginning of the paper's title, of which the networks that are compared are the subject:
-    "Does … Help", "Do … and … Help"."""
-    subjects = [network.subject or f"the {network.title} CNN" for network in compared]
-    if not subjects:
-        return "What Is Learnt by"
-    verb = "Does" if len(subjects) == 1 else "Do"
-    return f"{verb} {sentences.join_with_and(subjects)} Help"
 
 
 def keys_with_gates(stress: Outcome | None) -> list[str]:

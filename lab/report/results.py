@@ -72,6 +72,8 @@ class Setup:
     """What a run was asked for, as far as its report tells of it."""
 
     command: str  # that does it again
+    date: str  # when, as in 2026-11-28
+    commit: str  # of the program; "" where it is no checkout
     options: dict[str, object]  # every setting under the name of its option
     seeds: range
     epochs: int

@@ -87,6 +87,18 @@ def bounds(interval: Interval, style: str = "+.2f") -> str:
     return f"{format(interval.low, style)} to {format(interval.high, style)}"
 
 
+def ask(compared: Sequence[Network]) -> str:
+    """The beginning of a title, of which the networks that are compared are the subject.
+
+    "Does … Help", "Do … and … Help".
+    """
+    subjects = [network.subject or f"the {network.title} CNN" for network in compared]
+    if not subjects:
+        return "What Is Learnt by"
+    verb = "Does" if len(subjects) == 1 else "Do"
+    return f"{verb} {join_with_and(subjects)} Help"
+
+
 def say_looks(results: Results) -> str:
     """That this is not the first look, and what that costs; "" where it is."""
     seeds = tuple(results.setup.seeds)
@@ -471,6 +483,14 @@ def say_change(change: Change) -> str:
         f"{change.metric.title()}, {change.network.title}: {value} "
         f"({bounds(change.interval, style)}, {say_p(change.p_holm)})"
     )
+
+
+def say_direction(change: Change) -> str:
+    """Which way it is better, in a word; "" where neither is."""
+    gain = change.metric.better * change.interval.value
+    if gain == 0:
+        return ""
+    return ", which is better" if gain > 0 else ", which is worse"
 
 
 LEAST_P = 0.0001  # what is smaller is not known so well: tests hold but roughly so far out

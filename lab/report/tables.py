@@ -178,6 +178,7 @@ def stress_table(stress: Outcome) -> Table:
             metrics.setdefault(measurement.metric.key, measurement.metric)
     formats = [f".{metric.digits}f" for metric in metrics.values()]
     table = Table("Stress test", [metric.title() for metric in metrics.values()])
+    table.add("better", [metric.better for metric in metrics.values()], direction)
     for title, of_network in measured.items():
         shown = {one.metric.key: one.estimate.interval for one in of_network}
         table.columns.append(Column(title, [shown.get(key) for key in metrics], formats))
@@ -188,6 +189,13 @@ def stress_table(stress: Outcome) -> Table:
         table.columns.append(Column("change", intervals, signed, network.title))
         table.add(P_HOLM, ps, sentences.p_of_table, network.title)
     return table
+
+
+def direction(better: float) -> str:
+    """Which way a metric is better."""
+    if better == 0:
+        return ""
+    return "more" if better > 0 else "less"
 
 
 def main_stress_table(stress: Outcome) -> Table:
@@ -223,7 +231,8 @@ def starred(number: float, style: Style) -> str:
 def narrow_stress_table(stress: Outcome) -> Table:
     """The rows of the stress tests that the paper has room for, of many networks."""
     whole = main_stress_table(stress)
-    own = {column.heading: column for column in whole.columns if not column.network}
+    titles = [one.network.title for one in stress.networks]
+    own = {column.heading: column for column in whole.columns if column.heading in titles}
     return narrow(whole, own, stress.level)
 
 

@@ -76,6 +76,7 @@ def numbers_in_report(record):
 def test_the_report_has_no_number_of_its_own():
     source = (ROOT / "report.tex").read_text()
     body = re.search(r"\\begin\{document\}(.*)\\begin\{thebibliography\}", source, re.DOTALL)[1]
+    body = body.replace("CIFAR-10.1", "")  # a name
     body = re.sub(r"\d*\.\d+(pt|\\linewidth|\\textheight)", "", body)
     assert re.findall(r"\d*\.\d+", body) == ["80.4"]  # another paper's result
 

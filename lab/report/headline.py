@@ -1,0 +1,132 @@
+"""What matters first: the verdict, what would decide it, and what else is beyond chance.
+
+In come results; out come a few sentences, the same for the terminal, the summary and the page.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lab.measure.comparison import Comparison
+from lab.measure.statistics import Verdict
+from lab.report import sentences
+from lab.report.measurements import changes_from_first
+from lab.report.results import Results
+
+MOST_FINDINGS = 3
+MORE_SEEDS = 5  # what is advised after one
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A run in a few sentences."""
+
+    question: str
+    verdict: str
+    decides: str  # what would; "" where nothing is open
+    findings: tuple[str, ...]  # what survives its tests
+    made: str  # of what, on what and when
+    command: str
+
+    def lines(self, width: int) -> list[str]:
+        """For a terminal so many letters wide."""
+        wrapped = []
+        for sentence in (self.verdict, self.decides):
+            wrapped += textwrap.wrap(sentence, width, break_on_hyphens=False)
+        for finding in self.findings:
+            wrapped += textwrap.wrap(
+                finding, width, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False
+            )
+        return wrapped
+
+
+def headline(results: Results) -> Headline:
+    """The run in a few sentences."""
+    compared = [of_network.network for of_network in results.networks[1:]]
+    setup = results.setup
+    seeds = list(setup.seeds)
+    of_seeds = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+    made = [
+        f"{results.dataset}, {of_seeds}, {setup.epochs} epochs",
+        f"{results.hardware.description}, {results.hardware.precision}",
+        setup.date,
+    ]
+    if setup.commit:
+        made.append(f"commit {setup.commit}")
+    return Headline(
+        question=f"{sentences.ask(compared)} a Small Convolutional Network on {results.dataset}?",
+        verdict=sentences.say_conclusion(results) or say_accuracy(results),
+        decides=say_what_decides(results),
+        findings=tuple(find_beyond_chance(results))[:MOST_FINDINGS],
+        made="; ".join(made),
+        command=setup.command,
+    )
+
+
+def say_accuracy(results: Results) -> str:
+    """Where nothing is compared."""
+    said = []
+    for of_network in results.networks:
+        accuracy = of_network.accuracy.overall
+        interval = f"{accuracy.value:.2f} % ({accuracy.low:.2f} to {accuracy.high:.2f})"
+        said.append(f"{of_network.network.title} CNN: {interval} of the test images.")
+    return " ".join(said)
+
+
+def say_what_decides(results: Results) -> str:
+    """How many seeds would, and how long they would take here."""
+    seeds = len(results.setup.seeds)
+    if seeds == 1 and results.comparisons:
+        return (
+            f"One seed can't speak for the architecture: --seeds {MORE_SEEDS} says more, in about "
+            f"{minutes(results, MORE_SEEDS - seeds)} more here."
+        )
+    needed = max((seeds_to_decide(one) for one in results.comparisons), default=0)
+    if needed <= seeds:
+        return ""
+    return (
+        f"As far as these seeds tell, {needed} would decide it: --seeds {needed}, in about "
+        f"{minutes(results, needed - seeds)} more here."
+    )
+
+
+def seeds_to_decide(comparison: Comparison) -> int:
+    """0 where it is decided, or no number that can be planned would do."""
+    over_seeds = comparison.overall.over_seeds
+    is_open = comparison.overall.difference.verdict is Verdict.UNDECIDED
+    if not is_open or over_seeds is None or over_seeds.planning.deciding is None:
+        return 0
+    return over_seeds.planning.deciding.seeds or 0
+
+
+def minutes(results: Results, seeds: int) -> str:
+    """How long so many seeds' trainings would take, in words."""
+    of_one_seed = sum(of_network.runs[0].seconds for of_network in results.networks)
+    total = seeds * of_one_seed / results.hardware.at_once / 60
+    if total < 1:
+        return "a minute"
+    return f"{total:.0f} minutes" if total < 120 else f"{total / 60:.0f} hours"
+
+
+def find_beyond_chance(results: Results) -> Iterator[str]:
+    """What else differs from the first network, corrected; the stress tests' surest first."""
+    for comparison in results.comparisons:
+        for verdict in (Verdict.BETTER, Verdict.WORSE):
+            names = sentences.classes_with(verdict, comparison, results.classes)
+            if names != "none":
+                yield f"By class {comparison.network.title} is {verdict} on {names}."
+    if results.stress is None:
+        return
+    surviving = []
+    for change in changes_from_first(results.stress):
+        if change.metric.shown and change.p_holm < results.stress.level:
+            surviving.append(change)
+    for change in sorted(surviving, key=lambda one: one.p_holm):
+        yield f"{sentences.say_change(change)}{sentences.say_direction(change)}."
+    if not surviving:
+        yield (
+            "In the stress tests none of the results chosen beforehand to be shown differs beyond "
+            "chance."
+        )
