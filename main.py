@@ -22,7 +22,6 @@ if sys.version_info < (3, 11):  # noqa: UP036 - so that an older one is told so
     sys.exit(f"main.py needs Python 3.11 or newer, and this is {sys.version.split()[0]}")
 
 import atexit
-import dataclasses
 import datetime
 import math
 import signal
@@ -107,7 +106,7 @@ try:
         resume_path_of,
         save_checkpoint,
     )
-    from lab.report import records
+    from lab.report import history, records
     from lab.report.results import Results, Setup, count_images, network_results
 
     if TYPE_CHECKING:
@@ -891,13 +890,9 @@ def refuse_divergence(title: str, losses: Tensor, epoch: int, recipe: Recipe) ->
 
 
 def print_epoch(title: str, log: EpochLog, speed: float) -> None:
-    """One line of progress, which stays on the screen and in a log file."""
-    shown = [f"{title:40s}"]
-    for name, value in dataclasses.asdict(log).items():
-        if name != "seconds":
-            shown.append(f"{name.replace('_', ' ')} {value:5.2f}")
-    shown.append(f"{speed:,.0f} images/s")
-    console.say("  ".join(shown))
+    """One line of progress, which stays on the screen and in a log file; history.csv has all."""
+    validated = f"validation {log.validation_accuracy:.2f} %"
+    console.say(f"{title}: loss {log.train_loss:.2f}, {validated}, {speed:,.0f} images/s")
 
 
 # Jobs and their files
@@ -910,6 +905,7 @@ class TrainingJob:
     network: Network
     recipe: Recipe
     path: Path
+    log: Path | None = None  # where each epoch leaves a line
 
     @property
     def resume_path(self) -> Path:
@@ -925,7 +921,8 @@ def training_jobs(settings: Settings) -> list[TrainingJob]:
         recipe = settings.recipe.with_seed(seed)
         for network in settings.taking_part():
             path = path_of_weights(folder, network, seed, plain_seed=Recipe.seed)
-            jobs.append(TrainingJob(network, recipe, path))
+            log = settings.output() / history.FILE
+            jobs.append(TrainingJob(network, recipe, path, log))
     return jobs
 
 
@@ -981,7 +978,10 @@ def train_network(job: TrainingJob, data: Dataset, hardware: Hardware) -> None:
     if hardware.device.type == "cuda":
         step = Recorder(step)
     for epoch in range(len(training.history), job.recipe.epochs):
-        training.history.append(train_epoch(training, step, epoch, hardware))
+        log = train_epoch(training, step, epoch, hardware)
+        training.history.append(log)
+        if job.log is not None:
+            history.add(job.log, job.network.key, job.recipe.seed, epoch + 1, log)
         if epoch + 1 < job.recipe.epochs:
             states = [optimizer.state_dict() for optimizer in training.optimizers]
             save_checkpoint(job.resume_path, make_checkpoint(training, hardware, states))
@@ -1234,17 +1234,17 @@ def measure(
 def announce(settings: Settings, hardware: Hardware) -> None:
     """Say where it runs, what of an earlier run it replaces, and what several seeds can show."""
     folder = settings.output()
-    print(f"Running on {hardware.description}, {hardware.precision}; results go to {folder}/")
+    console.say(f"Running on {hardware.description}, {hardware.precision}; results go to {folder}/")
     if hardware.ranks.rank > 0:
         return  # rank 0 says the rest
     for line in records.say_what_is_replaced(folder, settings_by_flag(settings)):
-        print(line)
+        console.say(line)
     if settings.seeds > 1:
         recipe = comparable_recipe(settings)
         for sentence in records.plan_from_earlier(
             folder, recipe, settings.taking_part(), settings.seeds, settings.rules
         ):
-            print(sentence)
+            console.say(sentence)
 
 
 def choose_images(settings: Settings, data: Dataset) -> stress.Chosen:

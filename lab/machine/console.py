@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import signal
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,8 @@ from tqdm import tqdm
 
 from lab.machine.device import Hardware
 from lab.machine.options import PROGRAM, UserError, option_of
+
+WIDTH = 80  # letters in a line
 
 
 def prepare() -> None:
@@ -41,8 +44,20 @@ def on_terminal() -> bool:
 
 
 def say(line: str) -> None:
-    """Print a line, above whatever progress bar is shown."""
-    tqdm.write(line)
+    """Print a line, above whatever progress bar is shown; a long one as several."""
+    tqdm.write("\n".join(wrapped(line)))
+
+
+def wrapped(line: str, first: str = "", others: str = "  ") -> list[str]:
+    """The line in parts that fit a terminal, after what the first and the others begin with."""
+    return textwrap.wrap(
+        line,
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=others,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 class Stopwatch:

@@ -17,6 +17,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure, SubFigure
 
 PAGE = 6.3  # inches: figures are as wide as the paper's text, so that 8 points are 8 in print
@@ -43,14 +44,17 @@ def new_figure(height: float, width: float = PAGE) -> Figure:
 
 
 def rendered(figure: Figure, file_type: str, without: dict[str, None]) -> bytes:
-    """The figure's file, PNG or PDF, `without` a date or version: so a rerun gives the same bytes.
+    """The figure's file: PNG, PDF or SVG.
 
-    Not by `savefig`, which lays out and draws twice.
+    `without` a date or version, so that a rerun gives the same bytes. Not by `savefig`, which lays out and draws twice.
     """
     buffer = io.BytesIO()
     if file_type == "png":
         figure.set_dpi(200)
         FigureCanvasAgg(figure).print_png(buffer, metadata=without)
+    elif file_type == "svg":
+        with matplotlib.rc_context({"svg.hashsalt": "the same names in each run"}):
+            FigureCanvasSVG(figure).print_svg(buffer, metadata=without)
     else:
         FigureCanvasPdf(figure).print_pdf(buffer, metadata=without)
     return buffer.getvalue()

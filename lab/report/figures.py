@@ -693,6 +693,12 @@ def all_figures(results: Results) -> Iterator[tuple[str, Callable[[], Figure | N
             yield name, partial(plot_stress, results.stress)
 
 
+def accuracy_svg(results: Results) -> bytes:
+    """The first figure, for a page, sharp at any size."""
+    with drawing.style():
+        return drawing.rendered(plot_accuracy(results), "svg", {"Date": None})
+
+
 def save(results: Results, files: ResultFiles) -> None:
     """All figures in plots/, and the single Grad-CAM overlays in gradcam/."""
     with drawing.style():

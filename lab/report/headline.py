@@ -5,10 +5,10 @@ In come results; out come a few sentences, the same for the terminal, the summar
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from lab.machine import console
 from lab.measure.comparison import Comparison
 from lab.measure.statistics import Verdict
 from lab.report import sentences
@@ -30,16 +30,14 @@ class Headline:
     made: str  # of what, on what and when
     command: str
 
-    def lines(self, width: int) -> list[str]:
-        """For a terminal so many letters wide."""
-        wrapped = []
+    def lines(self) -> list[str]:
+        """For a terminal."""
+        shown = []
         for sentence in (self.verdict, self.decides):
-            wrapped += textwrap.wrap(sentence, width, break_on_hyphens=False)
+            shown += console.wrapped(sentence, others="")
         for finding in self.findings:
-            wrapped += textwrap.wrap(
-                finding, width, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False
-            )
-        return wrapped
+            shown += console.wrapped(finding, first="- ")
+        return shown
 
 
 def headline(results: Results) -> Headline:

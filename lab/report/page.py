@@ -34,6 +34,8 @@ EXTRAS = {
     Topic.STRESS: "stress.html",
     Topic.FAILURES: "failures.html",
 }
+# Figures that the page has better: the first as SVG, the others to be touched
+REPLACED = ("accuracy_comparison", "confusion_matrix_", "corruptions", "failure_cases")
 LOSSLESS = 2000  # images in a sprite; more are kept a little coarser, so that pages can be mailed
 
 
@@ -75,8 +77,8 @@ class PagePart:
     figures: Sequence[PageFigure]
 
 
-def report(results: Results, figures: Mapping[str, bytes]) -> str:
-    """The page; `figures` are the PNG files in plots/ that were drawn, by name."""
+def report(results: Results, accuracy: bytes, figures: Mapping[str, bytes]) -> str:
+    """The page, with the `accuracy` figure as SVG, and the PNG files in plots/ by name."""
     parts = [page_part(part, figures) for part in summary.parts(results)]
     gallery = None if results.failures is None else results.failures.gallery
     showcase = None if results.stress is None else results.stress.showcase
@@ -85,7 +87,7 @@ def report(results: Results, figures: Mapping[str, bytes]) -> str:
         "report.html",
         title=results.dataset,
         headline=headline.headline(results),
-        accuracy=data_address(figures.get("accuracy_comparison", b""), "image/png"),
+        accuracy=data_address(accuracy, "image/svg+xml"),
         parts=parts,
         classes=results.classes,
         networks=networks,
@@ -138,7 +140,7 @@ def page_part(part: Part, figures: Mapping[str, bytes]) -> PagePart:
     """A part of the summary with its pictures."""
     shown = []
     for figure in part.figures:
-        if figure.name in figures and figure.name != "accuracy_comparison":  # which stands on top
+        if figure.name in figures and not figure.name.startswith(REPLACED):
             source = data_address(figures[figure.name], "image/png")
             shown.append(PageFigure(source, figure.shows))
     return PagePart(
@@ -327,3 +329,44 @@ def picture_of_change(one: AttackShown) -> str:
 def picture_address(pixels: np.ndarray) -> str:
     """uint8 [H, W, 3] as the address of a PNG in the page."""
     return data_address(in_file(Image.fromarray(pixels), "PNG"), "image/png")
+
+
+# ---- Pictures of one's own
+
+
+@dataclass(frozen=True)
+class OwnAnswer:
+    """What a network says of somebody's picture."""
+
+    title: str
+    says: str
+    heat: str  # the address of the picture with its Grad-CAM
+
+
+@dataclass(frozen=True)
+class OwnPicture:
+    """Somebody's picture on the page; pictures are addresses."""
+
+    name: str
+    square: str
+    small: str
+    is_unlike: bool
+    answers: Sequence[OwnAnswer]
+
+
+def own_pictures(pictures: Sequence[OwnPicture], share: float, warning: str) -> str:
+    """The page of --predict; `share` of the test images are less strange than what is warned of."""
+    return rendered(
+        "pictures.html",
+        title="What the networks say of these pictures",
+        pictures=pictures,
+        share=f"{share:.0%}",
+        warning=warning,
+    )
+
+
+def photo_address(pixels: np.ndarray, side: int = 256) -> str:
+    """uint8 [S, S, 3], no larger than is shown, as the address of a JPEG in the page."""
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((side, side))
+    return data_address(in_file(picture, "JPEG", quality=88), "image/jpeg")

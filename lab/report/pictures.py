@@ -32,7 +32,7 @@ from lab.measure import gradcam
 from lab.measure.evaluation import Outputs, outputs_of
 from lab.measure.familiar import Familiar, Familiarity
 from lab.measure.models import Network, TrainedModel
-from lab.report import drawing
+from lab.report import drawing, page
 from lab.report.drawing import Picture, PictureBlock
 
 LARGEST_SIDE = 1024  # pixels, of a picture as it is shown
@@ -233,12 +233,13 @@ def look_at(
     folder: Path,
     hardware: Hardware,
 ) -> int:
-    """A line, a figure in `folder` and rows in its predictions.csv for each picture.
+    """A line for each picture; in `folder` a figure, rows in predictions.csv, a place on a page.
 
     One that can't be read, or whose figure can't be written, costs a line. Returns how many.
     """
     failures = 0
     taken: set[str] = set()
+    on_page = []
     rows: list[list[str]] = [["file", "network", "class", "confidence", "warned"]]
     for path in paths:
         try:
@@ -256,6 +257,7 @@ def look_at(
             problem = f"{path}: its figure can't be written ({error.strerror})"
             print(f"{PROGRAM}: {problem}", file=sys.stderr)
             failures += 1
+        on_page.append(as_on_page(picture, answers))
         for answer in answers.by_network:
             likeliest, confidence = answer.likeliest[0]
             warned = str(answers.is_unlike)
@@ -264,9 +266,28 @@ def look_at(
         table = io.StringIO()
         csv.writer(table, lineterminator="\n").writerows(rows)
         write_file(folder / "predictions.csv", table.getvalue())
-        print(say_how_often_warned(familiarity))
-        print(f"Figures, and a table predictions.csv, are in {folder}/")
+        warning = say_how_often_warned(familiarity)
+        shown = page.own_pictures(on_page, familiarity.share, warning)
+        write_file(folder / "report.html", shown)
+        print(warning)
+        print(f"Figures, and a table predictions.csv, are in {folder}/; open report.html there")
     return failures
+
+
+def as_on_page(picture: OwnPicture, answers: Answers) -> page.OwnPicture:
+    """The picture as the page shows it."""
+    shown = []
+    for answer in answers.by_network:
+        heat = drawing.overlay(picture.square, answer.heatmap, size=len(picture.square))
+        address = page.photo_address(heat)
+        shown.append(page.OwnAnswer(answer.network.title, ", ".join(answer.says()), address))
+    return page.OwnPicture(
+        name=picture.path.name,
+        square=page.photo_address(picture.square),
+        small=page.picture_address(picture.small),
+        is_unlike=answers.is_unlike,
+        answers=shown,
+    )
 
 
 def free_name(stem: str, taken: set[str]) -> str:

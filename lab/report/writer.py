@@ -11,13 +11,13 @@ from collections.abc import Collection
 
 from lab.machine.files import ResultFiles, as_json, as_tensors
 from lab.measure.failures import Dossier
-from lab.report import headline, page, paper, records, summary, tables
+from lab.report import figures as drawn
+from lab.report import headline, history, page, paper, records, summary, tables
 from lab.report.headline import Headline
 from lab.report.records import COMPARISON_FILE, FAMILIAR_FILE
 from lab.report.results import Results
 from lab.report.summary import ShownTable
 
-TERMINAL = 80  # letters in a line
 FOLDED_FROM = 15  # rows
 
 
@@ -28,6 +28,7 @@ def write_numbers(results: Results, files: ResultFiles) -> None:
         files.write("results/robustness.json", as_json(records.stress_record(results.stress)))
     known = {"classes": list(results.classes), **dataclasses.asdict(results.familiarity)}
     files.write(FAMILIAR_FILE, as_tensors(known))
+    files.write(history.FILE, history.of_results(results))
     for name, table in tables.all_tables(results):
         files.write(f"results/{name}.csv", table.rows().to_csv(index=False))
     for of_network in results.networks:
@@ -58,13 +59,13 @@ def write_report(results: Results, files: ResultFiles) -> None:
     files.write("results/summary.md", in_markdown(results, head, files.written))
     figures = {}
     for name in files.written:
-        if name.startswith("plots/") and name.endswith(".png"):
-            path = files.folder / name
+        path = files.folder / name
+        if name.startswith("plots/") and name.endswith(".png") and path.exists():
             figures[path.stem] = path.read_bytes()
-    files.write("results/report.html", page.report(results, figures))
+    files.write("results/report.html", page.report(results, drawn.accuracy_svg(results), figures))
     if not results.failed:  # a paper tells of a whole run
         files.write("results/report_values.tex", paper.latex_values(results))
-    print("", *head.lines(TERMINAL), "", sep="\n")
+    print("", *head.lines(), "", sep="\n")
     print(f"Everything is in {files.folder}/; open {files.folder}/results/report.html first.")
 
 
