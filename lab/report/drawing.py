@@ -46,7 +46,8 @@ def new_figure(height: float, width: float = PAGE) -> Figure:
 def rendered(figure: Figure, file_type: str, without: dict[str, None]) -> bytes:
     """The figure's file: PNG, PDF or SVG.
 
-    `without` a date or version, so that a rerun gives the same bytes. Not by `savefig`, which lays out and draws twice.
+    `without` a date or version, so that a rerun gives the same bytes. Not by `savefig`, which lays
+    out and draws twice.
     """
     buffer = io.BytesIO()
     if file_type == "png":

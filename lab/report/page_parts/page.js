@@ -47,8 +47,8 @@ function chancesOf(network, image) {
 }
 
 // What a filter asks of an image; network 0 is the one compared with.
-const predicted = data.networks.map((network) => data.predicted[network.key]);
-const confidence = data.networks.map((network) => data.confidence[network.key]);
+const predicted = data.networks.map((network) => data.predicted?.[network.key]);
+const confidence = data.networks.map((network) => data.confidence?.[network.key]);
 
 function isWrong(network, image) {
   return predicted[network][image] !== data.labels[image];
@@ -281,7 +281,7 @@ function bytesOf(base64) {
   return Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
 }
 
-if (form && imageCount > 0) {
+if (form) {
   sprite.src = URL.createObjectURL(new Blob([bytesOf(data.sprite)], { type: data.spriteKind }));
   data.heat = data.networks.map((network) => bytesOf(data.heatmaps[network.key]));
   form.addEventListener("input", () => keepInAddress(update()));
