@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import numpy as np
 import pytest
@@ -169,10 +170,10 @@ NO_RESULTS = {"0.5", "0.25", "0.1", "0.0001"}  # bounds of differences, and the 
 
 
 def test_each_number_of_the_readme_is_a_runs():
-    """Those of its first lines and of its results are listed with their source, and equal it."""
+    """Of its first lines and of docs/results.md: listed with their source, and equal to it."""
     text = (ROOT / "README.md").read_text()
     first_lines = text[: text.index("## Set up and run")]
-    results = re.search(r"\n## Results\n.*?\n## ", text, re.DOTALL)[0]
+    results = (ROOT / "docs" / "results.md").read_text()
     number = r"(?<![\w.-])[+-]?\d[\d,]*\.\d+(?![\w.])"
     given = set(re.findall(number, first_lines + results))
     given -= set(re.findall(rf"PyTorch ({number})", results))
@@ -187,3 +188,30 @@ def test_each_time_in_the_readme_was_taken():
     given = re.findall(r"[\d.]+ (?:s|min|GB)\b", times)
     given.remove("62 s")  # numbers.md says why
     assert len(given) > 8 and given == [one for one in listed_numbers() if " " in one]
+
+
+def test_the_architecture_names_every_room():
+    """In the order in which they may use each other, as pyproject.toml holds it."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    for wing in ("report", "measure", "data", "machine"):
+        (row,) = re.findall(rf"^\| `lab/{wing}` \| (.*) \|$", page, re.MULTILINE)
+        named = re.findall(r"`(\w+)`", row)
+        there = {path.stem for path in (ROOT / "lab" / wing).glob("*.py")} - {"__init__"}
+        assert set(named) == there, wing
+        (layers,) = [
+            one["layers"]
+            for one in contracts["contracts"]
+            if one.get("containers") == [f"lab.{wing}"]
+        ]
+        assert named == re.findall(r"\w+", " ".join(layers))
+    for name in re.findall(r"`(lab/\w+/\w+\.py)`", page):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 180
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), (page.name, target)

@@ -56,7 +56,10 @@ def options(settings_class=main.Settings):
         if dataclasses.is_dataclass(hints[field.name]):
             yield from options(hints[field.name])
         else:
-            yield field.name, field.default, hints[field.name]
+            default = field.default
+            if default is dataclasses.MISSING:
+                default = field.default_factory()
+            yield field.name, default, hints[field.name]
 
 
 def test_help_lists_every_option_and_its_default(capsys):

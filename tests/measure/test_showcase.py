@@ -10,7 +10,7 @@ from lab.measure.evaluation import logits_of
 
 
 def test_pixels_and_answers(trained, evaluated):
-    settings, hardware, data, networks = trained
+    _, hardware, data, networks = trained
     evaluations = [evaluated[key][0] for key in KEYS]
     candidates = torch.arange(30, 60)
     attack = Settings(epsilons=(8.0, 0.5), attack_steps=10)
@@ -26,6 +26,11 @@ def test_pixels_and_answers(trained, evaluated):
     foggy = corruptions.images_under("fog", data, index, 42)[:, 0]
     for severity, shown in enumerate(found.corrupted["fog"]):
         assert np.array_equal(shown.pixels, foggy[severity].numpy())
+    assert_answers_are_the_networks(found, evaluations, networks, foggy, hardware)
+
+
+def assert_answers_are_the_networks(found, evaluations, networks, foggy, hardware):
+    clean = found.original.pixels
     for one in evaluations:
         key = one.trained.network.key
         chances = (logits_of(networks[key].model, foggy, hardware) / one.temperature).softmax(1)

@@ -128,7 +128,7 @@ def test_what_is_no_picture_costs_a_line(tiny_run, tmp_path, capsys):
         assert line.startswith("main.py: ") and str(tmp_path / name) in line
     assert "good.png: Baseline" in said.out
     drawn = sorted(path.name for path in (tiny_run / "predictions").iterdir())
-    assert drawn == ["good.png", "predictions.csv"]
+    assert drawn == ["good.png", "predictions.csv", "report.html"]
 
 
 def test_no_figure_is_written_over_another(tiny_run, tmp_path, capsys):

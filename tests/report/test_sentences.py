@@ -14,7 +14,7 @@ from lab.measure.failures import SureMistakes
 from lab.measure.looks import Look
 from lab.measure.statistics import Difference, TTest, Verdict
 from lab.measure.stress import Outcome
-from lab.report import measurements, sentences, writer
+from lab.report import measurements, sentences, summary
 
 
 def test_what_the_temperature_takes_away_is_said():
@@ -62,7 +62,7 @@ def test_the_whole_benchmark_has_a_published_result_beside_it():
         (False, None, False),
     ):
         tried = {name: pixels for name, pixels in corrupted.items() if name != left_out}
-        stress = Outcome((), (), np.zeros(()), tried, official, 0.05)
+        stress = Outcome((), (), np.zeros(()), tried, None, official, 0.05)
         assert ("73.46 %" in sentences.corruption_reference(stress)) == told
         some = "14 of " if left_out else ""
         assert sentences.mean_is_over(stress) == f"{some}the benchmark's 15 corruptions"
@@ -185,8 +185,9 @@ def test_gates_are_spoken_of_with_their_test(results):
 
 def test_the_suspects_caption_speaks_of_people_only_where_they_were_asked(results):
     def caption_of(results):
-        figures = [figure for part in writer.summary_parts(results) for figure in part.figures]
-        return dict(figures)["label_suspects"]
+        figures = [figure for part in summary.parts(results) for figure in part.figures]
+        (suspects,) = [figure.shows for figure in figures if figure.name == "label_suspects"]
+        return suspects
 
     assert results.failures.people is None
     assert "people" not in caption_of(results)
