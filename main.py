@@ -1357,6 +1357,26 @@ def load_for_pictures(
 
 # The command line, and how a run ends
 
+# What --help shows first
+EXAMPLES = """\
+- python main.py                             the whole study on CIFAR-10
+- python main.py --seeds 5 --stress quick    more seeds, an eighth of the stress
+- python main.py --predict cat.jpg           what its networks say of a picture
+
+Those that are needed most, and further below all of them by what they govern:
+
+--data-dir DIR        where CIFAR-10 lies, or will lie
+--output-dir DIR      where results go
+--dataset shapes      drawn images, which need no network
+--networks A B ...    which networks take part, the first being compared with
+--seed N, --seeds N   the first seed, and how many
+--epochs N            how long to train
+--stress off          full, quick (an eighth of the images) or off
+--device cpu          cuda, or cpu where there is a GPU
+--precision fp32      the arithmetic: bf16 or fp32
+--retrain             train again even where weights exist
+"""
+
 # Where files lie, and what is asked beside a run: these change no number.
 PLACES = ("data_dir", "output_dir", "mirror", "predict")
 
@@ -1366,7 +1386,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     given = sys.argv[1:] if arguments is None else arguments
     refuse_unknown(given, Settings())
     style = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
-    about = (__doc__ or "").split("\n\n")[0]
+    about = (__doc__ or "").split("\n\n")[0] + "\n\n" + EXAMPLES
     settings = tyro.cli(Settings, prog="main.py", description=about, args=arguments, config=style)
     check_ranges(settings)
     check_combinations(settings)
@@ -1458,5 +1478,7 @@ if __name__ == "__main__":
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     except KeyboardInterrupt:  # before the run has anything to keep
         sys.exit("main.py: interrupted")
+    except BrokenPipeError:  # whoever reads, as `--help | head` does, has read enough
+        console.end_unread()
     except ImportError as error:  # of what is imported where it is used
         packages.end_unless_ours(error)

@@ -6,6 +6,7 @@ In come errors, the folders of a run and what it keeps. Out come lines for a per
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 import textwrap
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from tqdm import tqdm
@@ -36,6 +38,12 @@ def prepare() -> None:
     # Elsewhere (as under Gradio, Streamlit or Ray) signals are the main thread's own business.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def end_unread() -> NoReturn:
+    """End where no one reads the output any more; Python would say so once more as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
 
 
 def on_terminal() -> bool:

@@ -141,6 +141,14 @@ def test_closed_streams_keep_it_from_no_start():
     assert subprocess.run(closed, shell=True).returncode == 0
 
 
+def test_a_reader_that_has_enough_is_left_in_peace():
+    """As `main.py --help | head -3`: no traceback."""
+    done = subprocess.run(
+        f"{sys.executable} -u {MAIN} --help | head -1", shell=True, capture_output=True, text=True
+    )
+    assert done.stdout.startswith("usage:") and done.stderr == ""
+
+
 @pytest.mark.slow
 def test_closed_streams_do_not_matter(tmp_path):
     closed = f"{sys.executable} {SKETCHING} {' '.join(tiny(tmp_path, *STRESS, *BRIEF))} >&- 2>&-"
