@@ -175,6 +175,8 @@ class Recipe:
     """drawn images to train and validate on"""
     shapes_seed: Seed = 0
     """seed of the drawing, apart from --seed"""
+    shapes_difficulty: Share = 1.0
+    """how small, faint and noisy the drawn shapes are, from 0 to 1"""
 
     def image_size(self, epoch: int) -> int:
         """Side of the images that epoch 0, 1, … sees: small crops first, whole images last."""
@@ -200,6 +202,7 @@ class Recipe:
         if self.dataset != "shapes":
             del values["shapes_train"]
             del values["shapes_seed"]
+            del values["shapes_difficulty"]
         return values
 
 
@@ -288,6 +291,7 @@ def load_data(settings: Settings) -> Dataset:
 def draw_shapes(settings: Settings) -> Dataset:
     """Drawn images; of other kinds noise, and what lies in the data folder."""
     seed = settings.recipe.shapes_seed
+    difficulty = settings.recipe.shapes_difficulty
     classes = tuple(shapes.SHAPES)
     foreign = {}
     count = settings.foreign_count()
@@ -298,8 +302,8 @@ def draw_shapes(settings: Settings) -> Dataset:
         title="Shapes",
         classes=classes,
         explained=classes[:5],
-        train=shapes.draw(settings.recipe.shapes_train, seed=2 * seed),
-        test=shapes.draw(settings.shapes_test, seed=2 * seed + 1),
+        train=shapes.draw(settings.recipe.shapes_train, 2 * seed, difficulty),
+        test=shapes.draw(settings.shapes_test, 2 * seed + 1, difficulty),
         foreign=foreign,
     )
 

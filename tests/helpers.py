@@ -22,7 +22,8 @@ SKETCHING = ROOT / "tests" / "sketching_main.py"  # main.py whose figures are em
 BASELINE, SE = main.NETWORKS[:2]
 KEYS = [network.key for network in main.NETWORKS]
 TINY = (
-    "--dataset shapes --shapes-train 300 --shapes-test 100 --epochs 2 --batch-size 64 "
+    "--dataset shapes --shapes-difficulty 0 --shapes-train 300 --shapes-test 100 "
+    "--epochs 2 --batch-size 64 "
     "--stem 4 --widths 16 16 32 --reduction 4 --stress off"
 ).split()
 STRESS = (
@@ -30,7 +31,8 @@ STRESS = (
     "--curve-images 10 --curve-steps 4"
 ).split()
 TRAINED = (
-    "--dataset shapes --shapes-train 1500 --shapes-test 400 --epochs 12 --batch-size 64 "
+    "--dataset shapes --shapes-difficulty 0 --shapes-train 1500 --shapes-test 400 "
+    "--epochs 12 --batch-size 64 "
     "--stem 8 --widths 16 32 64 --stress-images 200 --attack-images 50 --attack-steps 10 "
     "--curve-images 60 --foreign-images 400 --score-resamples 100 --precision fp32"
 ).split()

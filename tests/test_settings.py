@@ -126,7 +126,7 @@ def test_networks_are_chosen_by_their_keys(capsys):
     with pytest.raises(SystemExit):
         main.parse_settings(["--help"])
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    told = shown[shown.index("--networks") :][:300]
+    told = shown[shown.rindex("--networks") :][:300]
     assert all(key in told for key in keys)
     for words, problem in (
         ("--networks baseline foo", "there is no foo: there are baseline, se_attention"),

@@ -44,15 +44,16 @@ SHAPES = {
 CANVAS_SIZE = 4 * IMAGE_SIZE  # shapes are drawn large, then made small: so edges are smooth
 
 
-def draw(count: int, seed: int) -> Images:
+def draw(count: int, seed: int, difficulty: float = 0.0) -> Images:
     """`count` images of single shapes on textured grounds with distractors, and their masks.
 
     Classes take turns. Colour, place, size and rotation are random; before clouds and noise, the
-    colours of shape and ground differ by at least 80 of 255 in every channel.
+    colours of shape and ground differ by at least 80 of 255 in every channel. With `difficulty`, up
+    to 1, shapes are smaller, their colours nearer the ground's, and noise is stronger.
     """
     rng = np.random.default_rng(seed)
     shapes = list(SHAPES.values())
-    drawn = [draw_one(shapes[i % len(shapes)], rng) for i in range(count)]
+    drawn = [draw_one(shapes[i % len(shapes)], rng, difficulty) for i in range(count)]
     return Images(
         pixels=torch.from_numpy(np.stack([one.pixels for one in drawn])),
         labels=torch.arange(count) % len(shapes),
@@ -76,20 +77,22 @@ class DrawnImage:
     distractors: float  # mean change of the image by the bars beside the object, of 1
 
 
-def draw_one(shape: Shape, rng: np.random.Generator) -> DrawnImage:
+def draw_one(shape: Shape, rng: np.random.Generator, difficulty: float) -> DrawnImage:
     small = (IMAGE_SIZE, IMAGE_SIZE)
     ground_colour = rng.integers(0, 256, 3)
     clouds = draw_clouds_of_colour(ground_colour, rng)
     canvas = clouds.copy()
     draw_bars(canvas, rng)
-    cover = draw_cover(shape, rng)
+    cover = draw_cover(shape, rng, difficulty)
     alpha = (cover / np.float32(255))[..., None]
     colour = ((ground_colour + rng.integers(80, 177, 3)) % 256).astype(np.float32)
+    colour -= np.float32(0.4 * difficulty) * (colour - ground_colour)
     bars = np.abs(canvas - clouds) * (1 - alpha)
     canvas = canvas * (1 - alpha) + colour * alpha
     image = cv2.resize(canvas, small, interpolation=cv2.INTER_AREA)
+    noise = rng.normal(0, 6 + 16 * difficulty, image.shape)
     return DrawnImage(
-        pixels=(image + rng.normal(0, 6, image.shape)).clip(0, 255).astype(np.uint8),
+        pixels=(image + noise).clip(0, 255).astype(np.uint8),
         mask=cv2.resize(cover, small, interpolation=cv2.INTER_AREA) > 127,
         size=float(alpha.mean()),
         contrast=float(np.abs(colour - ground_colour).mean()) / 255,
@@ -113,9 +116,10 @@ def draw_bars(canvas: np.ndarray, rng: np.random.Generator) -> None:
         cv2.line(canvas, start.tolist(), end.tolist(), bar_colour, width, cv2.LINE_AA)
 
 
-def draw_cover(shape: Shape, rng: np.random.Generator) -> np.ndarray:
+def draw_cover(shape: Shape, rng: np.random.Generator, difficulty: float) -> np.ndarray:
     """Where the shape lies, at a random place, size and turn: uint8 [128, 128], 255 inside."""
-    radius = CANVAS_SIZE * rng.uniform(0.22, 0.42)
+    smaller = 0.06 * difficulty
+    radius = CANVAS_SIZE * rng.uniform(0.22 - smaller, 0.42 - smaller)
     centre = rng.uniform(radius, CANVAS_SIZE - radius, 2)
     turn = rng.uniform(0, 2 * np.pi)
     angles = turn + np.arange(shape.corners) * 2 * np.pi / shape.corners

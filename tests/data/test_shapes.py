@@ -1,5 +1,7 @@
 """Drawn shapes: the same from the same seed, with true masks, and what is known of them."""
 
+import hashlib
+
 import pytest
 import torch
 
@@ -30,3 +32,27 @@ def test_shapes_are_drawn_from_their_seed_with_true_masks():
         inside, outside = pixels[mask].median(0).values, pixels[~mask].median(0).values
         assert (inside - outside).abs().max() > 50
     assert len(set(shapes.SHAPES.values())) == len(shapes.SHAPES) == 10
+
+
+def test_without_difficulty_the_images_are_those_of_earlier_versions():
+    digest = hashlib.sha256(shapes.draw(50, 5).pixels.numpy().tobytes()).hexdigest()
+    assert digest.startswith("c952e231e9d33c9f")
+
+
+def test_harder_shapes_are_smaller_fainter_and_noisier():
+    """The same shapes otherwise: each kind at its place, of its true mask."""
+    easy, hard = shapes.draw(100, 5), shapes.draw(100, 5, difficulty=1.0)
+    assert torch.equal(easy.labels, hard.labels)
+    for name in ("object size", "object contrast"):
+        assert (hard.known[name] < easy.known[name]).all()
+    ratio = hard.known["object contrast"] / easy.known["object contrast"]
+    assert torch.allclose(ratio, torch.tensor(0.6), atol=0.01)
+
+    def noise_of(images):
+        x = images.pixels.float()
+        steps = (x[:, 1:] - x[:, :-1]).abs().flatten(1)
+        return steps.median(1).values.mean()
+
+    assert noise_of(hard) > 2 * noise_of(easy)
+    areas = hard.masks.float().mean((1, 2))
+    assert torch.allclose(hard.known["object size"], areas, atol=0.015)
