@@ -90,8 +90,10 @@ def say_what_is_replaced(folder: Path, options: Mapping[str, object]) -> list[st
         earlier = json.loads((folder / COMPARISON_FILE).read_text(encoding="utf-8"))
         fewer = []
         for name in options:
-            if is_less(name, earlier["settings"].get(name), options[name]):
-                fewer.append(f"{option_of(name)} {earlier['settings'][name]}")
+            before = earlier["settings"].get(name)
+            if is_less(name, before, options[name]):
+                shown = " ".join(before) if isinstance(before, list) else before
+                fewer.append(f"{option_of(name)} {shown}")
         minutes = sum(earlier["seconds"].values()) / 60
         command = earlier["command"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or damaged
@@ -109,6 +111,8 @@ def is_less(name: str, before: Any, now: Any) -> bool:
     if name == "stress":
         levels = list(SHARES)
         return levels.index(now) < levels.index(before)
+    if name == "networks":
+        return before is not None and not set(before) <= set(now)
     counts = ("seeds", "stress_images", "attack_images", "curve_images", "foreign_images")
     return name in counts and None not in (before, now) and now < before
 

@@ -16,6 +16,7 @@ from lab.measure.gallery import Gallery
 from lab.report import figures, headline, page
 
 HOSTILE = "<script>document.title = 'hacked'</script><img src=x onerror=alert(1)>"
+PIXELS = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
 NO_FIGURE = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
 
 
@@ -405,3 +406,20 @@ def test_the_first_figure_is_the_same_in_each_run(results):
 def test_the_headline_fits_a_terminal(results):
     lines = headline.headline(results).lines()
     assert 2 <= len(lines) <= 14 and max(map(len, lines)) <= 80
+
+
+def test_a_page_of_ones_own_pictures(chromium, tmp_path):
+    """Names are other people's; it opens alone too."""
+    answers = [page.OwnAnswer(HOSTILE, "cat 97%", page.photo_address(PIXELS))]
+    pictures = []
+    for name, is_unlike in (("cat.jpg", False), (HOSTILE, True)):
+        square, small = page.photo_address(PIXELS), page.picture_address(PIXELS[:32, :32])
+        pictures.append(page.OwnPicture(name, square, small, is_unlike, answers))
+    path = tmp_path / "report.html"
+    path.write_text(page.own_pictures(pictures, 0.99, "Such a warning is given"), encoding="utf-8")
+    opened = Page(chromium, path)
+    text = opened.run("return document.body.innerText")
+    assert text.count(HOSTILE) == 3 and text.count("stranger than 99% of the test images") == 1
+    assert opened.run("return [...document.images].every(i => i.complete && i.naturalWidth)")
+    assert opened.run("return document.title") == "What the networks say of these pictures"
+    opened.assert_quiet()

@@ -42,12 +42,19 @@ def test_an_earlier_run_tells_what_seeds_can_show(tmp_path, capsys, monkeypatch)
         ({"stress": "off"}, "--stress full"),
         ({"stress": "quick", "seeds": 1}, "--stress full and --seeds 3"),
         ({"attack_images": 50}, "--attack-images 100"),
+        ({"networks": ["baseline", "se_attention", "eca"]}, None),
+        ({"networks": ["baseline", "eca"]}, "--networks baseline se_attention"),
     ],
 )
 def test_results_that_are_replaced_by_less_are_named(tmp_path, now, said):
     """With the command that made them, and the minutes that it took."""
     (tmp_path / "results").mkdir()
-    options = {"stress": "full", "seeds": 3, "attack_images": 100}
+    options = {
+        "stress": "full",
+        "seeds": 3,
+        "attack_images": 100,
+        "networks": ["baseline", "se_attention"],
+    }
     earlier = {
         "settings": options, "seconds": {"training": 500, "stress": 400},
         "command": "python main.py --seeds 3",
