@@ -86,7 +86,8 @@ def say_what_decides(results: Results) -> str:
         return ""
     return (
         f"As far as these seeds tell, {needed} would decide it: --seeds {needed}, in about "
-        f"{minutes(results, needed - seeds)} more here."
+        f"{minutes(results, needed - seeds)} more here. That look is counted, and has a stricter "
+        "level."
     )
 
 

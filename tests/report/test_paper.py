@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 import torch
 from helpers import BASELINE, ROOT, SE, STRESS, comparison, look_up, run_record, small_recipe, tiny
+from statsmodels.stats.multitest import multipletests
 from torch import nn
 
 import main
@@ -286,6 +287,34 @@ def test_a_third_network_is_a_class_and_a_line(tmp_path, monkeypatch, sketching)
     rows = (tmp_path / "run" / "results" / "retest.csv").read_text().splitlines()
     assert len(rows) == 4 and rows[3].startswith("Linear,")
     assert f"{found['networks']['linear']['parameters']:,}" in text
+
+
+@pytest.mark.slow
+def test_five_networks_go_to_page_and_paper(tmp_path, sketching):
+    """The controls: their verdicts are corrected over the networks, their tables fit the page."""
+    keys = ["baseline", "se_attention", "static_gates", "wide", "se_last"]
+    main.main(tiny(tmp_path / "run", *STRESS, "--networks", *keys))
+    found = comparison(tmp_path / "run")
+    assert list(found["networks"]) == keys and list(found["compared_with_first"]) == keys[1:]
+    ps = [one["overall"]["difference"] for one in found["compared_with_first"].values()]
+    holm = multipletests([one["p"] for one in ps], method="holm")[1]
+    assert [one["p_holm"] for one in ps] == pytest.approx(holm.tolist())
+    assert "gate_share_stage_3" in found["stress"]["se_last"]
+    assert "gate_share_stage_1" not in found["stress"]["se_last"]
+    assert not any("gate_share" in key for key in found["stress"]["static_gates"])
+    rows = (tmp_path / "run" / "results" / "networks.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows[1:]] == [
+        found["networks"][key]["title"] for key in keys
+    ]
+    page = (tmp_path / "run" / "results" / "report.html").read_text()
+    text, log, _ = compile_report(tmp_path, tmp_path / "run")
+    assert_clean(log)
+    for key in keys:
+        network = found["networks"][key]
+        assert network["title"] in page and f"{network['title']} has {network['about']}" in text
+        assert f"{network['parameters']:,}" in text
+    assert found["conclusion"] in text.replace("−", "-")
+    assert "A star: the paired change from Baseline is beyond chance" in text
 
 
 @pytest.mark.slow
