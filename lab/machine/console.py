@@ -52,8 +52,8 @@ def on_terminal() -> bool:
 
 
 def say(line: str) -> None:
-    """Print a line, above whatever progress bar is shown; a long one as several."""
-    tqdm.write("\n".join(wrapped(line)))
+    """Print a line, above whatever progress bar is shown; on a terminal a long one as several."""
+    tqdm.write("\n".join(wrapped(line)) if on_terminal() else line)
 
 
 def wrapped(line: str, first: str = "", others: str = "  ") -> list[str]:

@@ -192,3 +192,14 @@ def test_a_part_that_fails_is_said_and_the_rest_goes_on(capsys):
 def test_ctrl_c_is_not_caught(capsys):
     with pytest.raises(KeyboardInterrupt), console.Parts(console.Stopwatch()).part("first"):
         raise KeyboardInterrupt
+
+
+def test_long_lines_are_wrapped_on_a_terminal_and_whole_in_a_log(capsys, monkeypatch):
+    line = f"Using /a/{'long/' * 20}path, {'word ' * 30}end"
+    console.say(line)
+    assert capsys.readouterr().out == f"{line}\n"
+    monkeypatch.setattr(console, "on_terminal", lambda: True)
+    console.say(line)
+    shown = capsys.readouterr().out.splitlines()
+    assert " ".join(part.strip() for part in shown) == line
+    assert all(len(part) <= 80 or "path," in part for part in shown) and len(shown) > 2
