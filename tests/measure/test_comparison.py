@@ -224,7 +224,13 @@ def same_networks(tmp_path_factory):
         partial(main.SmallCNN, attention=Open),
     ]
     recipe = main.Recipe(
-        dataset="shapes", shapes_train=300, epochs=6, crop_epochs=0, batch_size=32, stem=4
+        dataset="shapes",
+        shapes_difficulty=0,
+        shapes_train=300,
+        epochs=6,
+        crop_epochs=0,
+        batch_size=32,
+        stem=4,
     )
     recipe = dataclasses.replace(recipe, seed=0, widths=(16, 16, 16))
     settings = main.Settings(recipe=recipe, shapes_test=1000, seeds=24)
