@@ -72,8 +72,8 @@ def say_retest(results: Results) -> str:
         numbers = f"{in_points(group.difference.interval)}, {say_p(group.difference.p_holm)}"
         said.append(f"{verdict} ({numbers}).")
     return (
-        f"On {retest.images:,} new images of {results.dataset}'s kind, to which nothing was ever "
-        f"tuned: {' '.join(said)}"
+        f"On {retest.images:,} new images of the same kind, to which nothing was ever tuned: "
+        f"{' '.join(said)}"
     )
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from decimal import ROUND_HALF_UP, Decimal
 from functools import partial
 
 import pytest
@@ -71,7 +72,9 @@ def numbers_in_report(record):
                     value = look_up(record, filled)
                 except (KeyError, TypeError):  # the first network has no change and no gates, and
                     continue  # one seed no spread
-                yield filled, f"{value:,.{digits}f}".replace("-", "−")
+                exact = Decimal(repr(float(value)))  # TeX rounds its digits, halves up
+                rounded = exact.quantize(Decimal(1).scaleb(-int(digits)), ROUND_HALF_UP)
+                yield filled, f"{rounded:,f}".replace("-", "−")
 
 
 def test_the_report_has_no_number_of_its_own():
