@@ -86,11 +86,11 @@ def draw_one(shape: Shape, rng: np.random.Generator, difficulty: float) -> Drawn
     cover = draw_cover(shape, rng, difficulty)
     alpha = (cover / np.float32(255))[..., None]
     colour = ((ground_colour + rng.integers(80, 177, 3)) % 256).astype(np.float32)
-    colour -= np.float32(0.4 * difficulty) * (colour - ground_colour)
+    colour -= np.float32(0.46 * difficulty) * (colour - ground_colour)
     bars = np.abs(canvas - clouds) * (1 - alpha)
     canvas = canvas * (1 - alpha) + colour * alpha
     image = cv2.resize(canvas, small, interpolation=cv2.INTER_AREA)
-    noise = rng.normal(0, 6 + 16 * difficulty, image.shape)
+    noise = rng.normal(0, 6 + 19 * difficulty, image.shape)
     return DrawnImage(
         pixels=(image + noise).clip(0, 255).astype(np.uint8),
         mask=cv2.resize(cover, small, interpolation=cv2.INTER_AREA) > 127,
@@ -118,7 +118,7 @@ def draw_bars(canvas: np.ndarray, rng: np.random.Generator) -> None:
 
 def draw_cover(shape: Shape, rng: np.random.Generator, difficulty: float) -> np.ndarray:
     """Where the shape lies, at a random place, size and turn: uint8 [128, 128], 255 inside."""
-    smaller = 0.06 * difficulty
+    smaller = 0.07 * difficulty
     radius = CANVAS_SIZE * rng.uniform(0.22 - smaller, 0.42 - smaller)
     centre = rng.uniform(radius, CANVAS_SIZE - radius, 2)
     turn = rng.uniform(0, 2 * np.pi)
