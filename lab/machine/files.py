@@ -6,6 +6,7 @@ is a `UserError`.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
@@ -15,7 +16,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,13 @@ def refuse_without_locks(folder: Path) -> None:
                 f"the file system of {folder} has no locks ({error.strerror}), without which two "
                 "runs could spoil each other's files: choose a folder on another disk"
             ) from error
+
+
+def as_csv(rows: Iterable[Sequence[str]]) -> str:
+    """Rows of a table as a file's text, the headings first."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def as_json(content: object) -> str:

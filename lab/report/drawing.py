@@ -10,6 +10,7 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import matplotlib
@@ -19,6 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure, SubFigure
+from PIL import Image
 
 PAGE = 6.3  # inches: figures are as wide as the paper's text, so that 8 points are 8 in print
 HEAT_COLOURS = matplotlib.colormaps["turbo"]
@@ -58,6 +60,13 @@ def rendered(figure: Figure, file_type: str, without: dict[str, None]) -> bytes:
             FigureCanvasSVG(figure).print_svg(buffer, metadata=without)
     else:
         FigureCanvasPdf(figure).print_pdf(buffer, metadata=without)
+    return buffer.getvalue()
+
+
+def in_file(picture: Image.Image, kind: str, **how: Any) -> bytes:
+    """A picture's file, PNG or JPEG."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **how)
     return buffer.getvalue()
 
 

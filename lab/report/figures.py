@@ -7,7 +7,6 @@ the stress tests' outcome.
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -713,6 +712,5 @@ def save(results: Results, files: ResultFiles) -> None:
     for name, image in named_images(results):
         for answer in image.answers:
             picture = Image.fromarray(drawing.overlay(image.pixels, answer.heatmap))
-            buffer = io.BytesIO()
-            picture.save(buffer, "PNG")
-            files.write(f"gradcam/{answer.network.key}/{name}.png", buffer.getvalue())
+            content = drawing.in_file(picture, "PNG")
+            files.write(f"gradcam/{answer.network.key}/{name}.png", content)

@@ -68,7 +68,7 @@ def say_accuracy(results: Results) -> str:
     said = []
     for of_network in results.networks:
         accuracy = of_network.accuracy.overall
-        interval = f"{accuracy.value:.2f} % ({accuracy.low:.2f} to {accuracy.high:.2f})"
+        interval = f"{accuracy.value:.2f} % ({sentences.bounds(accuracy, '.2f')})"
         said.append(f"{of_network.network.title} CNN: {interval} of the test images.")
     return " ".join(said)
 

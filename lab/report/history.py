@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import io
-from collections.abc import Iterable
 from pathlib import Path
 
-from lab.machine.files import hold_lock, write_file
+from lab.machine.files import as_csv, hold_lock, write_file
 from lab.measure.models import EpochLog
 from lab.report.results import Results
 
@@ -30,7 +28,7 @@ def add(path: Path, network: str, seed: int, epoch: int, log: EpochLog) -> None:
             if not (is_same_training and int(row[2]) >= epoch):
                 rows.append(row)
         rows.append(row_of(network, seed, epoch, log))
-        write_file(path, as_csv(rows))
+        write_file(path, as_csv([HEADINGS, *rows]))
 
 
 def read(path: Path) -> list[list[str]]:
@@ -41,7 +39,8 @@ def read(path: Path) -> list[list[str]]:
     except (OSError, ValueError, csv.Error):
         return []
     is_own = headings == HEADINGS and all(len(row) == len(HEADINGS) for row in rows)
-    return rows if is_own else []
+    is_counted = all(row[2].isdecimal() for row in rows if is_own)
+    return rows if is_own and is_counted else []
 
 
 def of_results(results: Results) -> str:
@@ -51,15 +50,9 @@ def of_results(results: Results) -> str:
         for run in of_network.runs:
             for epoch, log in enumerate(run.history, start=1):
                 rows.append(row_of(of_network.network.key, run.seed, epoch, log))
-    return as_csv(rows)
+    return as_csv([HEADINGS, *rows])
 
 
 def row_of(network: str, seed: int, epoch: int, log: EpochLog) -> list[str]:
     values = [f"{value:.6g}" for value in dataclasses.astuple(log)]
     return [network, str(seed), str(epoch), *values]
-
-
-def as_csv(rows: Iterable[list[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([HEADINGS, *rows])
-    return text.getvalue()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,10 +22,12 @@ from PIL import Image
 from lab.measure.failures import Transition
 from lab.measure.gallery import Gallery
 from lab.measure.showcase import AttackShown, Showcase, Shown
-from lab.measure.statistics import Interval
-from lab.report import drawing, headline, summary
+from lab.report import drawing
+from lab.report.drawing import in_file
+from lab.report.headline import Headline
 from lab.report.results import Results
 from lab.report.summary import Part, ShownTable, Topic
+from lab.report.tables import bound_of
 
 HERE = Path(__file__).with_name("page_parts")
 EXTRAS = {
@@ -77,16 +78,22 @@ class PagePart:
     figures: Sequence[PageFigure]
 
 
-def report(results: Results, accuracy: bytes, figures: Mapping[str, bytes]) -> str:
-    """The page, with the `accuracy` figure as SVG, and the PNG files in plots/ by name."""
-    parts = [page_part(part, figures) for part in summary.parts(results)]
+def report(
+    results: Results,
+    head: Headline,
+    told: Sequence[Part],
+    accuracy: bytes,
+    figures: Mapping[str, bytes],
+) -> str:
+    """The page of what is `told`, with the `accuracy` figure as SVG, and plots/'s PNG by name."""
+    parts = [page_part(part, figures) for part in told]
     gallery = None if results.failures is None else results.failures.gallery
     showcase = None if results.stress is None else results.stress.showcase
     networks = [of_network.network for of_network in results.networks]
     return rendered(
         "report.html",
         title=results.dataset,
-        headline=headline.headline(results),
+        headline=head,
         accuracy=data_address(accuracy, "image/svg+xml"),
         parts=parts,
         classes=results.classes,
@@ -161,8 +168,7 @@ def page_table(shown: ShownTable) -> PageTable:
     for k, name in enumerate(table.names):
         cells = []
         for j, column in enumerate(table.columns):
-            number = column.numbers[k]
-            value = number.value if isinstance(number, Interval) else number
+            value = bound_of(column.numbers[k], "value")
             cells.append(Cell(texts.iloc[k, j], "" if value is None else repr(float(value))))
         rows.append(Row(name, cells))
     return PageTable(shown.caption, [table.heading, *texts.columns], rows)
@@ -270,12 +276,6 @@ def sprite_of(pixels: np.ndarray, columns: int) -> tuple[bytes, str]:
     if count <= LOSSLESS:
         return in_file(picture, "PNG"), "image/png"
     return in_file(picture, "JPEG", quality=90, subsampling=0), "image/jpeg"
-
-
-def in_file(picture: Image.Image, kind: str, **how: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **how)
-    return buffer.getvalue()
 
 
 # ---- One image under corruption and attack

@@ -5,8 +5,6 @@ In come paths and trained networks with what they know; out come a line and a fi
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import struct
 import sys
@@ -26,7 +24,7 @@ from torch import Tensor
 
 from lab.data.images import IMAGE_SIZE
 from lab.machine.device import Hardware
-from lab.machine.files import write_file
+from lab.machine.files import as_csv, write_file
 from lab.machine.options import PROGRAM, UserError
 from lab.measure import gradcam
 from lab.measure.evaluation import Outputs, outputs_of
@@ -263,9 +261,7 @@ def look_at(
             warned = str(answers.is_unlike)
             rows.append([str(path), answer.network.key, likeliest, f"{confidence:.4f}", warned])
     if len(rows) > 1:
-        table = io.StringIO()
-        csv.writer(table, lineterminator="\n").writerows(rows)
-        write_file(folder / "predictions.csv", table.getvalue())
+        write_file(folder / "predictions.csv", as_csv(rows))
         warning = say_how_often_warned(familiarity)
         shown = page.own_pictures(on_page, familiarity.share, warning)
         write_file(folder / "report.html", shown)

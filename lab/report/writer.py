@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from lab.machine.files import ResultFiles, as_json, as_tensors
 from lab.measure.failures import Dossier
@@ -16,7 +16,7 @@ from lab.report import headline, history, page, paper, records, summary, tables
 from lab.report.headline import Headline
 from lab.report.records import COMPARISON_FILE, FAMILIAR_FILE
 from lab.report.results import Results
-from lab.report.summary import ShownTable
+from lab.report.summary import Part, ShownTable
 
 FOLDED_FROM = 15  # rows
 
@@ -56,25 +56,27 @@ def finish(results: Results, files: ResultFiles) -> None:
 def write_report(results: Results, files: ResultFiles) -> None:
     """summary.md, report.html and what report.tex reads; the headline also to the terminal."""
     head = headline.headline(results)
-    files.write("results/summary.md", in_markdown(results, head, files.written))
+    told = list(summary.parts(results))
+    files.write("results/summary.md", in_markdown(head, told, files.written))
     figures = {}
     for name in files.written:
         path = files.folder / name
         if name.startswith("plots/") and name.endswith(".png") and path.exists():
             figures[path.stem] = path.read_bytes()
-    files.write("results/report.html", page.report(results, drawn.accuracy_svg(results), figures))
+    accuracy = drawn.accuracy_svg(results)
+    files.write("results/report.html", page.report(results, head, told, accuracy, figures))
     if not results.failed:  # a paper tells of a whole run
         files.write("results/report_values.tex", paper.latex_values(results))
     print("", *head.lines(), "", sep="\n")
     print(f"Everything is in {files.folder}/; open {files.folder}/results/report.html first.")
 
 
-def in_markdown(results: Results, head: Headline, written: Collection[str]) -> str:
-    """The summary, the headline first; of figures those that were `written`. Long tables fold."""
+def in_markdown(head: Headline, told: Sequence[Part], written: Collection[str]) -> str:
+    """What is told, the headline first; of figures those that were `written`. Long tables fold."""
     paragraphs = [f"# {head.question}", f"**{head.verdict}**", head.decides]
     paragraphs.append("\n".join(f"- {finding}" for finding in head.findings))
     paragraphs.append(f"{head.made}. `{head.command}`")
-    for part in summary.parts(results):
+    for part in told:
         paragraphs += [f"## {part.topic}", *part.sentences]
         for shown in part.tables:
             paragraphs += table_in_markdown(shown)

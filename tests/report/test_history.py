@@ -7,6 +7,8 @@ import pandas as pd
 from lab.measure.models import EpochLog
 from lab.report import history
 
+NO_EPOCH = f"{','.join(history.HEADINGS)}\nbaseline,42,x,1,1,1,1,1\n"
+
 
 def log(k):
     return EpochLog(1 / k, 10.0 * k, 2 / k, 11.0 * k, 0.5)
@@ -46,7 +48,13 @@ def test_networks_that_train_at_once_lose_no_line(tmp_path):
 
 def test_what_is_not_its_own_is_replaced(tmp_path):
     path = tmp_path / "history.csv"
-    for content in ("", "another,table\n1,2\n", "\0\0", ",".join(history.HEADINGS) + "\na,b\n"):
+    for content in (
+        "",
+        "another,table\n1,2\n",
+        "\0\0",
+        ",".join(history.HEADINGS) + "\na,b\n",
+        NO_EPOCH,
+    ):
         path.write_text(content)
         history.add(path, "baseline", 42, 1, log(1))
         assert len(pd.read_csv(path)) == 1

@@ -13,7 +13,7 @@ import pytest
 
 from lab.measure.failures import Transition
 from lab.measure.gallery import Gallery
-from lab.report import figures, headline, page
+from lab.report import figures, headline, page, summary
 
 HOSTILE = "<script>document.title = 'hacked'</script><img src=x onerror=alert(1)>"
 PIXELS = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
@@ -103,7 +103,9 @@ class Page:
 
 def written(results, tmp_path):
     path = tmp_path / "report.html"
-    path.write_text(page.report(results, NO_FIGURE, {}), encoding="utf-8")
+    told = list(summary.parts(results))
+    shown = page.report(results, headline.headline(results), told, NO_FIGURE, {})
+    path.write_text(shown, encoding="utf-8")
     return path
 
 
