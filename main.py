@@ -437,11 +437,16 @@ class ChannelAttention(nn.Module, ABC):
 
 
 class SEBlock(ChannelAttention):
-    """Squeeze-and-Excitation (Hu, Shen & Sun, CVPR 2018, section 3): gates from a bottleneck."""
+    """Squeeze-and-Excitation (Hu, Shen & Sun, CVPR 2018, section 3): gates from a bottleneck.
 
-    def __init__(self, channels: int, recipe: Recipe) -> None:
+    A stage's channels are divided by `reduction`, which is the recipe's where none is given.
+    """
+
+    def __init__(self, channels: int, recipe: Recipe, reduction: int | None = None) -> None:
         super().__init__()
-        bottleneck = max(1, channels // recipe.reduction)
+        if reduction is None:
+            reduction = recipe.reduction
+        bottleneck = max(1, channels // reduction)
         self.reduce = nn.Linear(channels, bottleneck)
         self.expand = nn.Linear(bottleneck, channels)
 
@@ -666,6 +671,20 @@ CONTROLS: list[Network] = [
         about="an SE block after its last stage alone",
         subject="Squeeze-and-Excitation in the Last Stage",
         description="The network with one SE block has it where channels are most specific.",
+    ),
+    Network(
+        "se_4", "SE-4", "#228833", "X",
+        build=partial(SmallCNN, attention=partial(SEBlock, reduction=4)),
+        about="an SE block of reduction 4 after each stage",
+        subject="Squeeze-and-Excitation of Reduction 4",
+        description="SE-4 divides the channels by 4 in its bottleneck.",
+    ),
+    Network(
+        "se_16", "SE-16", "#EE7733", "p",
+        build=partial(SmallCNN, attention=partial(SEBlock, reduction=16)),
+        about="an SE block of reduction 16 after each stage",
+        subject="Squeeze-and-Excitation of Reduction 16",
+        description="SE-16 divides the channels by 16 in its bottleneck.",
     ),
 ]  # fmt: skip
 

@@ -110,6 +110,15 @@ def test_a_block_in_the_last_stage_alone():
     assert kinds == [torch.nn.Identity, torch.nn.Identity, main.SEBlock]
 
 
+def test_blocks_of_other_reduction():
+    """Beside the option, which all networks of a run share: the same weights where they agree."""
+    for key, reduction in [("se_4", 4), ("se_16", 16)]:
+        named = small_network(ALL[key], reduction=8).state_dict()
+        asked = small_network(ALL["se_attention"], reduction=reduction).state_dict()
+        for name, value in asked.items():
+            assert torch.equal(value, named[name])
+
+
 @pytest.mark.parametrize(
     ("head", "pool"),
     [
