@@ -214,7 +214,7 @@ class Settings:
     """folder that holds, or will hold, CIFAR-10"""
     networks: tuple[str, ...] = field(default_factory=lambda: keys_of(NETWORKS))
     """which networks take part, the first being compared with; of baseline, se_attention,
-    static_gates, wide, eca and se_last"""
+    static_gates, wide, eca, se_last, se_4 and se_16"""
     output_dir: Annotated[Path | None, without_it("PATH", "output, for shapes output/shapes")] = (
         None
     )

@@ -52,7 +52,9 @@ def latex_values(results: Results) -> str:
         macros["narrowpeopletable"] = tables.in_latex(of_people)
     macros["parameterstable"] = tables.in_latex(tables.parameters_table(results))
     if results.stress is not None:
-        macros["mainstresstable"] = tables.in_latex(tables.main_stress_table(results.stress))
+        wrapped = r">{\raggedright\arraybackslash}p{21em}"  # so that the type need not be smaller
+        main_table = tables.main_stress_table(results.stress)
+        macros["mainstresstable"] = tables.in_latex(main_table, wrapped)
         macros["narrowstresstable"] = tables.in_latex(tables.narrow_stress_table(results.stress))
     for name, content in macros.items():
         lines.append(rf"\newcommand{{\{name}}}{{{content}}}")

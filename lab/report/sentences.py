@@ -458,7 +458,8 @@ def say_changes_in_short(stress: Outcome) -> str:
     for one in surviving:
         if one.metric.shown:
             value = format(one.interval.value, f"+.{one.metric.digits}f")
-            chosen.append(f"{one.metric.title()}, {one.network.title} ({value})")
+            whose = "" if len(stress.networks) == 2 else f", {one.network.title}"
+            chosen.append(f"{one.metric.title()}{whose} ({value})")
     are = "is" if len(surviving) == 1 else "are"
     sentence = (
         f"In the stress tests {len(surviving)} of {len(changes)} differences from "
@@ -466,7 +467,7 @@ def say_changes_in_short(stress: Outcome) -> str:
     )
     if not chosen:
         return f"{sentence}, none of them in the results that were chosen beforehand to be shown."
-    return f"{sentence}; of the results chosen beforehand to be shown {join_with_and(chosen)}."
+    return f"{sentence}. Of the results chosen beforehand to be shown: {'; '.join(chosen)}."
 
 
 def whose_differences(stress: Outcome) -> str:

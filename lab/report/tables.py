@@ -403,11 +403,11 @@ def in_markdown(table: Table) -> str:
     return texts.to_markdown(headers=headings, colalign=align, disable_numparse=True)
 
 
-def in_latex(table: Table) -> str:
-    """A tabular environment."""
+def in_latex(table: Table, names: str = "l") -> str:
+    """A tabular environment, whose first column is laid out as LaTeX's `names`."""
     texts = table.texts()
     escaped = texts.map(latex_text).rename(latex_text, axis=0).rename(latex_text, axis=1)
-    return escaped.style.to_latex(column_format="l" + "r" * texts.shape[1], hrules=True)
+    return escaped.style.to_latex(column_format=names + "r" * texts.shape[1], hrules=True)
 
 
 # What LaTeX would read as a command

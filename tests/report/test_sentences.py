@@ -165,7 +165,9 @@ def test_what_survives_in_the_table_is_named(results):
     short = sentences.say_changes_in_short(every)
     assert f"{len(rows)} of {len(rows)} differences" in short
     for row in rows:
-        assert (f"{row.metric.title()}, SE-Attention (" in short) == row.metric.shown
+        assert (f"{row.metric.title()} ({row.interval.value:+.{row.metric.digits}f})" in short) == (
+            row.metric.shown
+        )
     nothing = dataclasses.replace(results.stress, level=1e-300)
     for say in (sentences.say_changes, sentences.say_changes_in_short):
         assert say(nothing).endswith("none is beyond chance (Holm-corrected over all of them).")
