@@ -46,7 +46,7 @@ try:
     from torch import Tensor, nn
     from tqdm import tqdm
 
-    from lab.data import benchmarks, cifar10, cifar10h, download, shapes, synthetic
+    from lab.data import cifar10, datasets, download, shapes
     from lab.data.images import IMAGE_SIZE, Dataset, Images, Split, to_input
     from lab.machine import abreast, console
     from lab.machine.checkout import commit_of
@@ -91,6 +91,7 @@ try:
         stress,
     )
     from lab.measure.evaluation import evaluate_all, logits_of
+    from lab.measure.looks import Look
     from lab.measure.models import (
         RANDOMNESS,
         Checkpoint,
@@ -246,21 +247,6 @@ class Settings:
             return Path("output")
         return Path("output", self.recipe.dataset)
 
-    def images_to_corrupt(self) -> int:
-        """How many test images, of which --stress takes a share."""
-        if self.stress_tests.robustness.stress_images is not None:
-            return self.stress_tests.robustness.stress_images
-        return 1000 if self.recipe.dataset == "cifar10" else 500
-
-    def images_to_attack(self) -> int:
-        """How many test images, of which --stress takes a share.
-
-        Drawn shapes withstand attacks for longer, which takes more time.
-        """
-        if self.stress_tests.attacks.attack_images is not None:
-            return self.stress_tests.attacks.attack_images
-        return 400 if self.recipe.dataset == "cifar10" else 150
-
     def foreign_count(self) -> int:
         """How many images of each other kind, of which --stress takes a share."""
         return math.ceil(self.stress_tests.share() * self.stress_tests.doubt.foreign_images)
@@ -279,70 +265,30 @@ class Settings:
 
 
 def load_data(settings: Settings) -> Dataset:
-    """Drawn shapes, or CIFAR-10 (Krizhevsky, 2009), with a split for each seed of the run."""
-    are_drawn = settings.recipe.dataset == "shapes"
-    data = draw_shapes(settings) if are_drawn else load_cifar10(settings)
+    """Drawn shapes or CIFAR-10, with a split for each seed of the run."""
+    recipe = settings.recipe
+    if recipe.dataset == "shapes":
+        data = datasets.draw_shapes(
+            train=recipe.shapes_train,
+            test=settings.shapes_test,
+            seed=recipe.shapes_seed,
+            difficulty=recipe.shapes_difficulty,
+            foreign_count=settings.foreign_count(),
+            data_dir=settings.data_dir,
+        )
+    else:
+        packages.import_one(packages.WITH_CIFAR10)
+        data = datasets.load_cifar10(
+            settings.data_dir,
+            settings.download,
+            foreign_count=settings.foreign_count(),
+            shapes_seed=recipe.shapes_seed,
+            extra=corruptions.EXTRA,
+        )
     splits = {}
     for seed in settings.all_seeds():
-        splits[seed] = split_train(data.train.labels, settings.recipe.validation, seed)
+        splits[seed] = split_train(data.train.labels, recipe.validation, seed)
     return replace(data, splits=splits)
-
-
-def draw_shapes(settings: Settings) -> Dataset:
-    """Drawn images; of other kinds noise, and what lies in the data folder."""
-    seed = settings.recipe.shapes_seed
-    difficulty = settings.recipe.shapes_difficulty
-    classes = tuple(shapes.SHAPES)
-    foreign = {}
-    count = settings.foreign_count()
-    if count > 0:
-        foreign["noise"] = synthetic.noise(count, seed)
-        foreign.update(benchmarks.find_foreign(cifar10.home_of(settings.data_dir), count))
-    return Dataset(
-        title="Shapes",
-        classes=classes,
-        explained=classes[:5],
-        train=shapes.draw(settings.recipe.shapes_train, 2 * seed, difficulty),
-        test=shapes.draw(settings.shapes_test, 2 * seed + 1, difficulty),
-        foreign=foreign,
-    )
-
-
-def load_cifar10(settings: Settings) -> Dataset:
-    """CIFAR-10, with all that lies beside it in its folder."""
-    packages.import_one(packages.WITH_CIFAR10)
-    train, test = cifar10.load(settings.data_dir, settings.download)
-    classes = tuple(train.classes)
-    test_labels = torch.tensor(test.targets)
-    folder = cifar10.home_of(settings.data_dir)
-    official: dict[str, np.ndarray] = {}
-    if settings.stress_tests.share() > 0:
-        official = benchmarks.find_official(folder, test_labels, corruptions.EXTRA)
-    foreign = {}
-    count = settings.foreign_count()
-    if count > 0:
-        foreign["drawn shapes"] = shapes.draw(count, settings.recipe.shapes_seed).pixels
-        foreign.update(benchmarks.find_foreign(folder, count))
-    return Dataset(
-        title="CIFAR-10",
-        classes=classes,
-        explained=("cat", "dog", "bird", "airplane", "ship"),
-        train=Images(torch.from_numpy(train.data), torch.tensor(train.targets)),
-        test=Images(torch.from_numpy(test.data), test_labels),
-        official=official,
-        foreign=foreign,
-        new_test=benchmarks.find_new_test(folder, len(classes)),
-        people=cifar10h.find(folder, test_labels),
-    )
-
-
-def other_kinds(settings: Settings, count: int = 200) -> dict[str, Tensor]:
-    """Images that --predict should tell from what was learnt, uint8 [N, 32, 32, 3], by kind."""
-    seed = settings.recipe.seed
-    kinds = synthetic.all_kinds(count, seed)
-    if settings.recipe.dataset != "shapes":
-        kinds["drawn shapes"] = shapes.draw(count, seed).pixels
-    return kinds
 
 
 def split_train(labels: Tensor, validation: float, seed: int) -> Split:
@@ -1187,18 +1133,15 @@ def measure(
     """
     from lab.report import figures, writer  # pandas and seaborn, for which --help need not wait
 
-    seeds = settings.all_seeds()
-    earlier = records.earlier_looks(
-        settings.output(), comparable_recipe(settings), settings.taking_part()
-    )
-    taken = looks.take(earlier, seeds, settings.rules.level)
-    rules = replace(settings.rules, level=looks.level_of(taken, seeds, settings.rules.level))
     seed = settings.recipe.seed
+    taken, rules = count_looks(settings)
     files = ResultFiles(settings.output())
     pieces = open_pieces(settings, hardware)
     with watch.phase("evaluation"):
         by_network = evaluate_all(trained, data, hardware)
-        chosen = choose_images(settings, data)
+        chosen = stress.choose(data, settings.stress_tests)
+        evaluations = [of_network[0] for of_network in by_network.values()]  # the first seed's
+        strange = datasets.other_kinds(data, 200, seed)
         results = Results(
             setup=describe_setup(settings, rules),
             hardware=hardware,
@@ -1207,13 +1150,8 @@ def measure(
             images=count_images(data, chosen, seed),
             networks=network_results(by_network, data, rules),
             seconds=watch.seconds,
-            looks=tuple(taken),
-            familiarity=familiar.find(
-                [evaluations[0] for evaluations in by_network.values()],
-                other_kinds(settings),
-                settings.familiar_share,
-                hardware,
-            ),
+            looks=taken,
+            familiarity=familiar.find(evaluations, strange, settings.familiar_share, hardware),
         )
     writer.write_numbers(results, files)
 
@@ -1270,15 +1208,14 @@ def announce(settings: Settings, hardware: Hardware) -> None:
             console.say(sentence)
 
 
-def choose_images(settings: Settings, data: Dataset) -> stress.Chosen:
-    """Which test images the stress tests try."""
-    share = settings.stress_tests.share()
-    curve_images = settings.stress_tests.heatmaps.curve_images
-    return stress.Chosen(
-        corrupted=stress.first_images(data, settings.images_to_corrupt(), share),
-        attacked=stress.first_images(data, settings.images_to_attack(), share),
-        explained=stress.first_images(data, curve_images, share),
-    )
+def count_looks(settings: Settings) -> tuple[tuple[Look, ...], statistics.Settings]:
+    """This look at the networks after the earlier ones, and the rules at the level it is left."""
+    seeds = settings.all_seeds()
+    recipe = comparable_recipe(settings)
+    earlier = records.earlier_looks(settings.output(), recipe, settings.taking_part())
+    taken = looks.take(earlier, seeds, settings.rules.level)
+    level = looks.level_of(taken, seeds, settings.rules.level)
+    return tuple(taken), replace(settings.rules, level=level)
 
 
 def open_pieces(settings: Settings, hardware: Hardware) -> Pieces:
@@ -1317,7 +1254,6 @@ def describe_setup(settings: Settings, rules: statistics.Settings) -> Setup:
         stages=len(settings.recipe.widths),
         rules=rules,
         sure_levels=settings.failures.sure_levels,
-        suspect_images=settings.failures.suspect_images,
     )
 
 

@@ -28,7 +28,7 @@ import main
 from lab.data.images import Images, to_input
 from lab.machine.device import Hardware, describe, prepare_machine
 from lab.machine.pieces import Pieces, digest_of_files
-from lab.measure import attacks
+from lab.measure import attacks, stress
 from lab.measure.models import Model, fingerprint
 
 EPSILONS = (1.0, 2.0)  # of 255
@@ -85,7 +85,7 @@ def print_rows(
 def run(settings: main.Settings) -> None:
     hardware = prepare_machine(settings.machine, len(main.NETWORKS))
     data = main.load_data(settings)
-    images = data.test.select(main.choose_images(settings, data).attacked)
+    images = data.test.select(stress.choose(data, settings.stress_tests).attacked)
     device = describe(hardware.device, at_once=1)
     print(f"{device}; {len(images)} test images, accuracy (%) that is left")
     print("| ε | network | seed | main.py | AutoAttack | either | s (both ε) | s of AutoAttack |")

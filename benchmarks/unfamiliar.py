@@ -26,6 +26,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main
+from lab.data import datasets
 from lab.machine.device import Hardware, prepare_machine
 from lab.measure import familiar
 from lab.measure.evaluation import HeldOut, Outputs, distance_from_any_class, energy, outputs_of
@@ -82,7 +83,8 @@ def ask(settings: main.Settings, hardware: Hardware) -> list[Known]:
     """What each network of the first seed answers to all kinds of images."""
     data = main.load_data(settings)
     pixels = data.test.pixels
-    kinds = {"limits": pixels[::2], "test": pixels[1::2], **main.other_kinds(settings, COUNT)}
+    others = datasets.other_kinds(data, COUNT, settings.recipe.seed)
+    kinds = {"limits": pixels[::2], "test": pixels[1::2], **others}
     if settings.predict:
         paths = pictures.find_pictures(settings.predict)
         kinds["pictures"] = torch.cat([pictures.read_picture(path).pixels() for path in paths])

@@ -122,7 +122,7 @@ def outcome(trained, evaluated, tmp_path_factory):
         found = stress.run(
             evaluated,
             data,
-            main.choose_images(settings, data),
+            stress.choose(data, settings.stress_tests),
             settings.stress_tests,
             settings.rules,
             settings.recipe.seed,

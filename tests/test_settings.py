@@ -22,7 +22,7 @@ BAD = [
     "--crop-size 8 --widths 8 8 8 8", "--validation 0.01 --dataset shapes --shapes-train 300",
     "--validation 0.9 --dataset shapes --shapes-train 200 --batch-size 21",
     "--shapes-test 1000000000", "--shapes-train 1000000000", "--score-resamples 1000000000",
-    "--batch-size 1 --widths 8 8 8 8", "--power 0.1 --level 0.2", "--failure-images 1000000",
+    "--batch-size 1 --widths 8 8 8 8", "--power 0.1 --level 0.2",
     "--calibration-bins 1000000000", "--data-dir ~nobody-of-this-name/data",
 ]  # fmt: skip
 

@@ -73,6 +73,9 @@ class Dataset:
     foreign: Mapping[str, Tensor] = field(default_factory=dict)
     new_test: Images | None = None  # a second test set, to which no one has tuned anything
     people: Tensor | None = None  # shares of people who chose each class, float64 [N, classes]
+    # How many test images are corrupted and attacked, where no one asks for more or fewer
+    usually_corrupted: int = 1000
+    usually_attacked: int = 400
 
 
 def to_input(pixels: Tensor) -> Tensor:

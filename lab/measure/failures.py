@@ -36,20 +36,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+OF_A_KIND = 6  # images of each kind in the failure figure, where they fill its rows
+CONFUSED_PAIRS = 5  # pairs of classes whose confusion is told of, the most frequent first
+NAMED_ATTRIBUTES = 3  # those that are named as going with mistakes, the strongest first
+
+
 @dataclass(frozen=True)
 class Settings:
     """What is told of the networks' mistakes."""
 
-    failure_images: Annotated[int, Between(1, 20)] = 6
-    """images of each kind in the failure figure, where they fill its rows"""
-    suspect_images: Annotated[int, Between(1, 100)] = 14
-    """images in the figure of those on which all networks agree against the label"""
     sure_levels: Annotated[tuple[float, ...], Between(0, 100)] = (50, 60, 70, 80, 90, 95, 99)
     """confidences, in percent, from which mistakes are counted"""
-    confused_pairs: Annotated[int, Between(1, 1000)] = 5
-    """pairs of classes whose confusion is reported, the most frequent first"""
-    named_attributes: Annotated[int, Between(1, 100)] = 3
-    """attributes of images that are named as going with mistakes, the strongest first"""
     people: people.Settings = field(default_factory=people.Settings)
 
 
@@ -444,20 +441,15 @@ def study(
         )
     return Dossier(
         groups=group_mistakes(
-            first_seed,
-            test,
-            suspected,
-            people_for_label,
-            settings.people.sure(),
-            settings.failure_images,
+            first_seed, test, suspected, people_for_label, settings.people.sure(), OF_A_KIND
         ),
         transitions=tuple(transition_counts),
         mistakes=tuple(mistakes),
         associations=tuple(associations),
-        common=tuple(tuple(group) for group in common[: settings.named_attributes]),
+        common=tuple(tuple(group) for group in common[:NAMED_ATTRIBUTES]),
         labels=labels,
         scores=tuple(scores),
-        pairs=find_confused_pairs(by_network, test.labels, settings.confused_pairs, rules),
+        pairs=find_confused_pairs(by_network, test.labels, CONFUSED_PAIRS, rules),
         predictions=predictions,
         rows=failure_rows(predictions, by_network, suspected),
         people=of_people,

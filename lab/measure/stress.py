@@ -106,6 +106,22 @@ class Outcome:
         return [name for name in self.corrupted if name not in corruptions.EXTRA]
 
 
+def choose(data: Dataset, settings: Settings) -> Chosen:
+    """The test images to try, a share of those that are asked for or usual for the data."""
+    corrupted = settings.robustness.stress_images
+    if corrupted is None:
+        corrupted = data.usually_corrupted
+    attacked = settings.attacks.attack_images
+    if attacked is None:
+        attacked = data.usually_attacked
+    share = settings.share()
+    return Chosen(
+        corrupted=first_images(data, corrupted, share),
+        attacked=first_images(data, attacked, share),
+        explained=first_images(data, settings.heatmaps.curve_images, share),
+    )
+
+
 def first_images(data: Dataset, count: int, share: float) -> Tensor:
     """Indices of about a `share` of `count` test images, as many of each class."""
     classes = len(data.classes)

@@ -616,13 +616,16 @@ def picture_of(mistake: Mistake, classes: Sequence[str]) -> Picture:
     return Picture(mistake.image.pixels, "\n".join(caption))
 
 
+SUSPECTS_DRAWN = 14  # at most
+
+
 def plot_suspects(results: Results, dossier: Dossier) -> Figure | None:
     """Test images on which all networks agree against the label, the likeliest first; None without.
 
     Label and networks' class; where they are known, how many people choose the one and the other.
     """
     pictures = []
-    for suspect in dossier.labels.suspects[: results.setup.suspect_images]:
+    for suspect in dossier.labels.suspects[:SUSPECTS_DRAWN]:
         label = results.classes[suspect.label]
         called = results.classes[suspect.called]
         caption = [f"{label}?", f"{called} {suspect.probability:.0%}"]

@@ -80,7 +80,6 @@ class Setup:
     stages: int  # of the networks
     rules: statistics.Settings
     sure_levels: tuple[float, ...]  # confidences, in percent
-    suspect_images: int  # at most so many are drawn
 
 
 @dataclass(frozen=True)
