@@ -377,14 +377,14 @@ def say_people(found: people.Scores, networks: Sequence[Network], seeds: int, le
             change = group.change[network.key]
             interval = change.interval
             changes.append(
-                f"{interval.value:+.2f} points of error {where} ({bounds(interval)}, "
-                f"{say_p(change.p_holm)})"
+                f"{interval.value:+.2f} points {where} ({bounds(interval)}, {say_p(change.p_holm)})"
             )
         contrast = found.contrast[network.key]
         differ = "differ" if contrast.p_holm < level else "are not shown to differ"
         said.append(
-            f"From {first.title} to {network.title}{trained} it is {join_with_and(changes)}; the "
-            f"two changes {differ} (by {in_points(contrast.interval)}, {say_p(contrast.p_holm)})."
+            f"From {first.title} to {network.title}{trained} the error changes by "
+            f"{join_with_and(changes)}; the two changes {differ} "
+            f"(by {in_points(contrast.interval)}, {say_p(contrast.p_holm)})."
         )
     return " ".join(said)
 
