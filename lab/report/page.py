@@ -300,6 +300,7 @@ def showcase_of(showcase: Showcase, results: Results) -> dict[str, Any]:
     return {
         "index": showcase.index,
         "label": results.classes[showcase.label],
+        "networks": ", ".join(titles.values()),
         "corrupted": corrupted,
         "attacked": attacked,
         "epsilons": epsilons,

@@ -439,13 +439,12 @@ def say_changes(stress: Outcome) -> str:
     changes = changes_from_first(stress)
     if not changes:
         return ""
-    surviving = [say_change(one) for one in changes if one.p_holm < stress.level]
+    surviving = [one for one in changes if one.p_holm < stress.level]
     rows = f"Of {len(changes)} differences from {whose_differences(stress)} in the table"
     if not surviving:
         return f"{rows}, none is beyond chance (Holm-corrected over all of them)."
-    return (
-        f"{rows}, Holm-corrected over all of them, these are beyond chance: {'; '.join(surviving)}."
-    )
+    named = name_changes(surviving, stress)
+    return f"{rows}, Holm-corrected over all of them, these are beyond chance: {named}."
 
 
 def say_changes_in_short(stress: Outcome) -> str:
@@ -454,12 +453,7 @@ def say_changes_in_short(stress: Outcome) -> str:
     surviving = [one for one in changes if one.p_holm < stress.level]
     if not surviving:
         return say_changes(stress)
-    chosen = []
-    for one in surviving:
-        if one.metric.shown:
-            value = format(one.interval.value, f"+.{one.metric.digits}f")
-            whose = "" if len(stress.networks) == 2 else f", {one.network.title}"
-            chosen.append(f"{one.metric.title()}{whose} ({value})")
+    chosen = [one for one in surviving if one.metric.shown]
     are = "is" if len(surviving) == 1 else "are"
     sentence = (
         f"In the stress tests {len(surviving)} of {len(changes)} differences from "
@@ -467,7 +461,18 @@ def say_changes_in_short(stress: Outcome) -> str:
     )
     if not chosen:
         return f"{sentence}, none of them in the results that were chosen beforehand to be shown."
-    return f"{sentence}. Of the results chosen beforehand to be shown: {'; '.join(chosen)}."
+    named = name_changes(chosen, stress)
+    return f"{sentence}. Of the results chosen beforehand to be shown: {named}."
+
+
+def name_changes(changes: Sequence[Change], stress: Outcome) -> str:
+    """Rows of the table with their changes; whose they are, where it may be several networks'."""
+    named = []
+    for one in changes:
+        value = format(one.interval.value, f"+.{one.metric.digits}f")
+        whose = "" if len(stress.networks) == 2 else f", {one.network.title}"
+        named.append(f"{one.metric.title()}{whose} {value}")
+    return "; ".join(named)
 
 
 def whose_differences(stress: Outcome) -> str:
@@ -498,11 +503,14 @@ LEAST_P = 0.0001  # what is smaller is not known so well: tests hold but roughly
 
 
 def say_p(p: float) -> str:
-    return f"p < {LEAST_P:g}" if p < LEAST_P else f"p = {p:.2g}"
+    return f"p < {LEAST_P:g}" if p < LEAST_P else f"p = {p_of_table(p)}"
 
 
 def p_of_table(p: float) -> str:
-    return f"<{LEAST_P:g}" if p < LEAST_P else f"{p:.2g}"
+    """Two digits, and a third where it tells on which side of the usual level of 5 % p lies."""
+    if p < LEAST_P:
+        return f"<{LEAST_P:g}"
+    return f"{p:#.3g}" if f"{p:.2g}" == "0.05" else f"{p:.2g}"
 
 
 def say_temperatures(stress: Outcome) -> str:
