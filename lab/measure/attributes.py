@@ -134,7 +134,10 @@ def common_to_all(associations: Sequence[Association], level: float) -> list[lis
     An attribute's p is the largest of the networks'; Holm's method corrects it over attributes.
     """
     groups = list(by_attribute(associations).values())
-    corrected = statistics.holm([max(one.p for one in group) for group in groups], level)
+    largest_p = []
+    for group in groups:
+        largest_p.append(max(one.p for one in group))
+    corrected = statistics.holm(largest_p, level)
     common = []
     for group, p in zip(groups, corrected, strict=True):
         signs = {np.sign(one.correlation.value) for one in group}

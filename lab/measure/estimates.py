@@ -61,7 +61,11 @@ def estimate(
     drawn = []
     for _ in range(settings.score_resamples):
         index = np.concatenate([one[rng.integers(0, len(one), len(one))] for one in members])
-        drawn.append([statistic(*(array[index] for array in arrays)) for arrays in by_seed])
+        of_seeds = []
+        for arrays in by_seed:
+            again = [array[index] for array in arrays]
+            of_seeds.append(statistic(*again))
+        drawn.append(of_seeds)
     values = np.array([statistic(*arrays) for arrays in by_seed])
     return with_interval(Estimate(values, np.array(drawn), UNKNOWN), settings, between)
 

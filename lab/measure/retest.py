@@ -42,7 +42,9 @@ def run(
         logits = logits_of(evaluation.trained.model, images.pixels, hardware)
         return (logits.argmax(1) == images.labels).numpy()
 
-    everything = [one for evaluations in by_network.values() for one in evaluations]
+    everything: list[Evaluation] = []
+    for evaluations in by_network.values():
+        everything.extend(evaluations)
     answers = np.stack(in_parallel(correct_of, everything, hardware))
     seeds = len(everything) // len(by_network)
     correct = dict(zip(by_network, answers.reshape(-1, seeds, len(images)), strict=True))
