@@ -285,7 +285,7 @@ def test_a_third_network_is_a_class_and_a_line(tmp_path, monkeypatch, sketching)
         assert number in text or number.replace("−0.00", "0.00") in text, (key, number)
     assert found["masking"] in text.replace("\n", " ")
     assert "Mistakes that people make too." in text and "80 to 95" in text
-    assert "From Baseline to Linear it is" in text
+    assert "From Baseline to Linear the error changes by" in text
     assert "On new images." in text and found["retest"]["said"][:40] in text
     rows = (tmp_path / "run" / "results" / "retest.csv").read_text().splitlines()
     assert len(rows) == 4 and rows[3].startswith("Linear,")
