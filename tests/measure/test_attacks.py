@@ -52,7 +52,7 @@ def test_attacks_leave_no_more_than_autoattacks_parts_do(trained, network):
     from art.estimators.classification import PyTorchClassifier
 
     _, _, data, networks = trained
-    images = data.test.select(torch.arange(30))
+    images = data.test.select(torch.arange(20))
     model = networks[network].model.eval()
     theirs = PyTorchClassifier(
         model, torch.nn.CrossEntropyLoss(), (3, 32, 32), 10, clip_values=(0, 1), device_type="cpu"
@@ -99,7 +99,7 @@ def test_attacks_hurt_more_the_farther_they_may_go(stressed):
 def attacked(trained):
     """The first of the test images, and the attack on the Baseline there."""
     _, _, data, networks = trained
-    images = data.test.select(torch.arange(30))
+    images = data.test.select(torch.arange(20))
     return images, attack(networks, "baseline", images)
 
 
@@ -352,6 +352,7 @@ def test_gradients_are_called_masked_beyond_chance_alone(more, masked):
     assert transfer.interval.value == -more and transfer.p_holm >= transfer.p
 
 
+@pytest.mark.slow
 def test_noise_is_seldom_called_masked_gradients():
     """200 experiments of three epsilons in which neither attack is the stronger: in 5 %, and three
     standard errors, at most."""

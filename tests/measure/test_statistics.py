@@ -125,7 +125,7 @@ def test_at_zero_the_score_is_mcnemars():
     assert PairedAnswers(40, 70, 10000).score(0) ** 2 == pytest.approx(30**2 / 110)
 
 
-@pytest.mark.parametrize("images", [200, 1000, 10000])
+@pytest.mark.parametrize("images", [200, 1000, pytest.param(10000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("discordance", [0.5, 1, 2, 5, 10])
 def test_networks_that_differ_by_the_margin_are_seldom_equivalent_with_one_seed(
     images, discordance
