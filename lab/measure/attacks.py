@@ -413,8 +413,8 @@ def score(
         clean = np.stack([one.clean for one in by_seed])
         scores[key] = Scores(
             epsilons=tuple(epsilons),
-            clean=share_of(clean, rules, seed),
-            robust=tuple(share_of(robust[key][:, k], rules, seed) for k in range(len(epsilons))),
+            clean=share_of(clean, rules),
+            robust=tuple(share_of(robust[key][:, k], rules) for k in range(len(epsilons))),
             transferred=100 * transferred.mean(2),
             median_epsilon=estimate(
                 partial(median_epsilon, epsilons=epsilons),
@@ -429,9 +429,9 @@ def score(
     return scores
 
 
-def share_of(correct: np.ndarray, rules: statistics.Settings, seed: int) -> Estimate:
+def share_of(correct: np.ndarray, rules: statistics.Settings) -> Estimate:
     """In percent, of `correct` bool [seeds, images]."""
-    return estimate_mean(100.0 * correct, rules, seed, of_one_image=100, between=PERCENT)
+    return estimate_mean(100.0 * correct, rules, of_one_image=100, between=PERCENT)
 
 
 def judge_by_epsilon(gains: np.ndarray, rules: statistics.Settings) -> list[Difference]:

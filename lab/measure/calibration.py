@@ -15,7 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lab.measure import statistics
-from lab.measure.estimates import PERCENT, Estimate, estimate_by_seed, estimate_mean
+from lab.measure.estimates import (
+    PERCENT,
+    Estimate,
+    estimate_by_seed,
+    estimate_mean,
+    estimate_of_means,
+)
 from lab.measure.evaluation import Evaluation, at_labels
 
 
@@ -135,9 +141,9 @@ def score(
         brier_scores.append((precise.softmax(1) - truth).square().sum(1).numpy())
     return CalibrationScores(
         by_seed=tuple(by_seed),
-        error=estimate_mean(gaps, rules, seed, of_means=error_of_gaps, between=PERCENT),
-        negative_log_likelihood=estimate_mean(likelihoods, rules, seed),
-        brier_score=estimate_mean(brier_scores, rules, seed),
+        error=estimate_of_means(error_of_gaps, gaps, rules, seed, between=PERCENT),
+        negative_log_likelihood=estimate_mean(likelihoods, rules),
+        brier_score=estimate_mean(brier_scores, rules),
     )
 
 

@@ -25,7 +25,7 @@ from lab.machine.options import Between, ImageCount
 from lab.machine.pieces import Pieces
 from lab.measure import calibration, robustness, statistics
 from lab.measure.corruptions import SEVERITIES
-from lab.measure.estimates import PERCENT, Estimate, estimate, estimate_mean
+from lab.measure.estimates import PERCENT, Estimate, estimate, estimate_mean, estimate_of_means
 from lab.measure.evaluation import (
     ByNetwork,
     Evaluation,
@@ -181,7 +181,7 @@ def study(
         as_trained=study_selection(evaluations, confidence_as_trained, rules, seed),
         without_norm=study_selection(evaluations, confidence_without_norm, rules, seed),
         foreign=foreign,
-        conformal=study_sets(logits, limits, data.test.labels, settings, rules, seed),
+        conformal=study_sets(logits, limits, data.test.labels, settings, rules),
         shift=study_shift(
             corrupted.benchmark_logits[key],
             corrupted.labels,
@@ -290,7 +290,6 @@ def study_sets(
     labels: Tensor,
     settings: Settings,
     rules: statistics.Settings,
-    seed: int,
 ) -> tuple[ConformalScores, ...]:
     """Sets of classes of each seed's logits [tries, N, classes], by the share that may be missed.
 
@@ -311,9 +310,9 @@ def study_sets(
         scores.append(
             ConformalScores(
                 miss=miss,
-                coverage=estimate_mean(held, rules, seed, 100 / tries, between=PERCENT),
-                size=estimate_mean(sizes, rules, seed),
-                empty=estimate_mean(empty, rules, seed, 100 / tries, between=PERCENT),
+                coverage=estimate_mean(held, rules, 100 / tries, between=PERCENT),
+                size=estimate_mean(sizes, rules),
+                empty=estimate_mean(empty, rules, 100 / tries, between=PERCENT),
             )
         )
     return tuple(scores)
@@ -345,9 +344,9 @@ def study_shift(
             scaled.append(of_seed / temperature)
         error_as_trained.append(error_of_each(as_trained, labels, bins, rules, seed))
         error_scaled.append(error_of_each(scaled, labels, bins, rules, seed))
-        likelihood_as_trained.append(likelihood_of_all(as_trained, labels, rules, seed))
-        likelihood_scaled.append(likelihood_of_all(scaled, labels, rules, seed))
-        sets.append(study_sets(as_trained, limits, labels, settings, rules, seed))
+        likelihood_as_trained.append(likelihood_of_all(as_trained, labels, rules))
+        likelihood_scaled.append(likelihood_of_all(scaled, labels, rules))
+        sets.append(study_sets(as_trained, limits, labels, settings, rules))
     return ShiftScores(
         error_as_trained=tuple(error_as_trained),
         error_scaled=tuple(error_scaled),
@@ -368,7 +367,7 @@ def error_of_each(
     for of_seed in logits:
         gaps = [calibration.confidence_gaps(one, labels, bins) for one in of_seed]
         by_seed.append(np.stack(gaps, axis=1))  # [N, corruptions, bins]
-    return estimate_mean(by_seed, rules, seed, of_means=mean_error_of_gaps, between=PERCENT)
+    return estimate_of_means(mean_error_of_gaps, by_seed, rules, seed, between=PERCENT)
 
 
 def mean_error_of_gaps(mean_gaps: np.ndarray) -> float:
@@ -377,7 +376,7 @@ def mean_error_of_gaps(mean_gaps: np.ndarray) -> float:
 
 
 def likelihood_of_all(
-    logits: Sequence[Tensor], labels: Tensor, rules: statistics.Settings, seed: int
+    logits: Sequence[Tensor], labels: Tensor, rules: statistics.Settings
 ) -> Estimate:
     """The mean negative log-likelihood of each seed's logits [corruptions, N, classes]."""
     by_seed = []
@@ -385,4 +384,4 @@ def likelihood_of_all(
         repeated = labels.expand(len(of_seed), -1)
         losses = F.cross_entropy(of_seed.transpose(1, 2), repeated, reduction="none")
         by_seed.append(losses.mean(0).numpy())
-    return estimate_mean(by_seed, rules, seed)
+    return estimate_mean(by_seed, rules)

@@ -24,19 +24,29 @@ ANY = (-math.inf, math.inf)
 class Estimate:
     """A number of each seed, and the interval of its mean: of other seeds, and of other images.
 
-    `drawn` are the numbers with the images drawn again, the same ones for every network and seed
-    where the images are the same.
+    A plain mean over images has what `of_images` it is the mean of. Any other number has `drawn`:
+    itself with the images drawn again, the same ones for every network and seed where the images
+    are the same.
     """
 
     by_seed: np.ndarray  # float64 [seeds]
-    drawn: np.ndarray  # float64 [resamples, seeds]
     interval: Interval
+    of_images: np.ndarray | None = None  # float64 [seeds, N]
+    drawn: np.ndarray | None = None  # float64 [resamples, seeds]
     least_deviation: float = 0.0  # of seeds, from rounding to an image
     least_error: float = 0.0  # of the images
     between: tuple[float, float] = ANY  # in which the number lies
 
     def mean(self) -> float:
         return float(self.by_seed.mean())
+
+    def covariance(self) -> np.ndarray:
+        """Of the seeds' numbers over other images [seeds, seeds]; 0 where none are drawn again."""
+        if self.of_images is not None:
+            return np.atleast_2d(np.cov(self.of_images)) / self.of_images.shape[1]
+        if self.drawn is not None:
+            return np.atleast_2d(np.cov(self.drawn.T))
+        return np.zeros((len(self.by_seed), len(self.by_seed)))
 
 
 def estimate(
@@ -67,21 +77,43 @@ def estimate(
             of_seeds.append(statistic(*again))
         drawn.append(of_seeds)
     values = np.array([statistic(*arrays) for arrays in by_seed])
-    return with_interval(Estimate(values, np.array(drawn), UNKNOWN), settings, between)
+    return with_interval(Estimate(values, UNKNOWN, drawn=np.array(drawn)), settings, between)
 
 
 def estimate_mean(
     by_seed: Sequence[np.ndarray] | np.ndarray,
     settings: Settings,
-    seed: int,
     of_one_image: float = 0.0,
-    of_means: Callable[[np.ndarray], float] = float,
     between: tuple[float, float] = ANY,
 ) -> Estimate:
-    """The mean over images, or what `of_means` makes of means: as `estimate`, and fast.
+    """The mean over images, by the formula for a mean's error.
+
+    A seed's array [N] holds something of the same N images. `of_one_image` is what a single image
+    counts in N times it; 0 if that can be any value.
+    """
+    of_images = np.array(by_seed, dtype=float)
+    unit = of_one_image / of_images.shape[1]
+    found = Estimate(
+        by_seed=of_images.mean(1),
+        interval=UNKNOWN,
+        of_images=of_images,
+        least_deviation=unit / math.sqrt(12),  # see statistics.t_test
+        least_error=unit * math.sqrt(2),  # see MeanSquares.error_of_images
+    )
+    return with_interval(found, settings, between)
+
+
+def estimate_of_means(
+    of_means: Callable[[np.ndarray], float],
+    by_seed: Sequence[np.ndarray] | np.ndarray,
+    settings: Settings,
+    seed: int,
+    between: tuple[float, float] = ANY,
+) -> Estimate:
+    """What `of_means` makes of means over images: as `estimate`, and fast.
 
     A seed's array [N, …] holds something of the same N images; `of_means` gets the mean [...] of
-    that. `of_one_image` is what a single image counts in N times it; 0 if that can be any value.
+    that.
     """
     images = len(by_seed[0])
     counts = drawn_counts(images, settings.score_resamples, seed)
@@ -91,22 +123,13 @@ def estimate_mean(
         values.append(of_means(of_seed.mean(0)))
         means = (counts @ of_seed.reshape(images, -1)).reshape(-1, *of_seed.shape[1:]) / images
         drawn.append([of_means(mean) for mean in means])
-    unit = of_one_image / images
-    found = Estimate(
-        by_seed=np.array(values),
-        drawn=np.array(drawn).T,
-        interval=UNKNOWN,
-        least_deviation=unit / math.sqrt(12),  # see statistics.t_test
-        least_error=unit * math.sqrt(2),  # see MeanSquares.error_of_images
-    )
+    found = Estimate(np.array(values), UNKNOWN, drawn=np.array(drawn).T)
     return with_interval(found, settings, between)
 
 
 def estimate_by_seed(values: np.ndarray, settings: Settings) -> Estimate:
     """Of numbers [seeds] that images are not drawn again for: of other seeds alone."""
-    values = np.asarray(values, dtype=float)
-    drawn = np.broadcast_to(values, (settings.score_resamples, len(values)))
-    return with_interval(Estimate(values, drawn, UNKNOWN), settings, ANY)
+    return with_interval(Estimate(np.asarray(values, dtype=float), UNKNOWN), settings, ANY)
 
 
 UNKNOWN = Interval(math.nan, math.nan, math.nan)
@@ -130,9 +153,16 @@ def drawn_counts(images: int, resamples: int, seed: int) -> np.ndarray:
 
 def change_of(estimate: Estimate, first: Estimate) -> SeedsAndImages:
     """From one network's number to another's, of the same seeds and images."""
-    change = dataclasses.replace(
-        estimate, by_seed=estimate.by_seed - first.by_seed, drawn=estimate.drawn - first.drawn
-    )
+    change = dataclasses.replace(estimate, by_seed=estimate.by_seed - first.by_seed)
+    if estimate.of_images is not None and first.of_images is not None:
+        gains = estimate.of_images - first.of_images
+        change = dataclasses.replace(change, of_images=gains)
+        if change.least_error > 0:  # each image counts tries, as in statistics.mean_squares
+            largest = float(np.abs(gains.mean(0)).max())
+            least = max(change.least_error, largest * math.sqrt(2) / gains.shape[1])
+            change = dataclasses.replace(change, least_error=least)
+    if estimate.drawn is not None and first.drawn is not None:
+        change = dataclasses.replace(change, drawn=estimate.drawn - first.drawn)
     return certainty_of(change)
 
 
@@ -143,7 +173,7 @@ def certainty_of(estimate: Estimate) -> SeedsAndImages:
     the seeds already.
     """
     seeds = len(estimate.by_seed)
-    covariance = np.atleast_2d(np.cov(estimate.drawn.T))
+    covariance = estimate.covariance()
     common = float(covariance[0, 0])
     of_seeds = 0.0
     if seeds > 1:

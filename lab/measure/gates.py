@@ -20,7 +20,7 @@ from lab.data.images import Images
 from lab.machine.device import Hardware
 from lab.machine.pieces import Pieces
 from lab.measure import statistics
-from lab.measure.estimates import PERCENT, Estimate, estimate_mean
+from lab.measure.estimates import PERCENT, Estimate, estimate_mean, estimate_of_means
 from lab.measure.evaluation import Evaluation, Outputs, logits_of
 from lab.measure.models import Gated, Model, fingerprint
 from lab.measure.statistics import Difference
@@ -85,14 +85,14 @@ def score(by_seed: Sequence[SeedGates], rules: statistics.Settings, seed: int) -
     shares = {}
     for stage in by_seed[0].spread:
         spread = [of_seed.spread[stage] for of_seed in by_seed]
-        shares[stage] = estimate_mean(spread, rules, seed, of_means=share_between)
+        shares[stage] = estimate_of_means(share_between, spread, rules, seed)
     correct = np.stack([of_seed.correct for of_seed in by_seed])
     at_means = np.stack([of_seed.correct_at_means for of_seed in by_seed])
     return Scores(
         mean_by_class=by_seed[0].mean_by_class,
         share_between_classes=shares,
-        accuracy_as_learnt=estimate_mean(100.0 * correct, rules, seed, 100, between=PERCENT),
-        accuracy_at_means=estimate_mean(100.0 * at_means, rules, seed, 100, between=PERCENT),
+        accuracy_as_learnt=estimate_mean(100.0 * correct, rules, 100, between=PERCENT),
+        accuracy_at_means=estimate_mean(100.0 * at_means, rules, 100, between=PERCENT),
         change=statistics.judge_answers(correct.astype(int) - at_means, rules),
     )
 

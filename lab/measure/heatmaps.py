@@ -123,23 +123,23 @@ def study(
         make = partial(try_maps, one.trained.model, images, steps, seed, hardware)
         maps = one.measured_once(pieces, "heatmaps", depends_on, make, SeedMaps.from_fields)
         by_seed.append(maps)
-    return score(by_seed, rules, seed)
+    return score(by_seed, rules)
 
 
-def score(by_seed: Sequence[SeedMaps], rules: statistics.Settings, seed: int) -> Scores:
+def score(by_seed: Sequence[SeedMaps], rules: statistics.Settings) -> Scores:
     """Scores from each seed's heatmaps."""
 
     def estimated(part: Callable[[SeedMaps], np.ndarray]) -> Estimate:
-        return estimate_mean([part(of_seed) for of_seed in by_seed], rules, seed)
+        return estimate_mean([part(of_seed) for of_seed in by_seed], rules)
 
     layers = len(by_seed[0].likeness)
     likeness = []
     for k in range(layers):
-        likeness.append(estimate_mean([of_seed.likeness[k] for of_seed in by_seed], rules, seed))
+        likeness.append(estimate_mean([of_seed.likeness[k] for of_seed in by_seed], rules))
     without_classifier, *without_stage = likeness
     return Scores(
-        grad_cam=score_maps([of_seed.grad_cam for of_seed in by_seed], rules, seed),
-        random=score_maps([of_seed.random for of_seed in by_seed], rules, seed),
+        grad_cam=score_maps([of_seed.grad_cam for of_seed in by_seed], rules),
+        random=score_maps([of_seed.random for of_seed in by_seed], rules),
         deletion_gain=estimated(
             lambda maps: maps.random.deletion_area() - maps.grad_cam.deletion_area()
         ),
@@ -151,17 +151,17 @@ def score(by_seed: Sequence[SeedMaps], rules: statistics.Settings, seed: int) ->
     )
 
 
-def score_maps(by_seed: Sequence[TriedMaps], rules: statistics.Settings, seed: int) -> MapScores:
+def score_maps(by_seed: Sequence[TriedMaps], rules: statistics.Settings) -> MapScores:
     """Scores of one kind of heatmap."""
     pointing = [one.pointing for one in by_seed if one.pointing is not None]
     overlap = [one.overlap for one in by_seed if one.overlap is not None]
     return MapScores(
         deletion=np.mean([one.deletion.mean(0) for one in by_seed], axis=0),
         insertion=np.mean([one.insertion.mean(0) for one in by_seed], axis=0),
-        deletion_area=estimate_mean([one.deletion_area() for one in by_seed], rules, seed),
-        insertion_area=estimate_mean([one.insertion_area() for one in by_seed], rules, seed),
-        pointing=estimate_mean(pointing, rules, seed, 1, between=(0, 1)) if pointing else None,
-        overlap=estimate_mean(overlap, rules, seed, between=(0, 1)) if overlap else None,
+        deletion_area=estimate_mean([one.deletion_area() for one in by_seed], rules),
+        insertion_area=estimate_mean([one.insertion_area() for one in by_seed], rules),
+        pointing=estimate_mean(pointing, rules, 1, between=(0, 1)) if pointing else None,
+        overlap=estimate_mean(overlap, rules, between=(0, 1)) if overlap else None,
     )
 
 

@@ -21,7 +21,14 @@ from torch import Tensor
 
 from lab.machine.options import Between
 from lab.measure import calibration, statistics
-from lab.measure.estimates import PERCENT, Estimate, certainty_of, estimate, estimate_mean
+from lab.measure.estimates import (
+    PERCENT,
+    Estimate,
+    certainty_of,
+    estimate,
+    estimate_mean,
+    estimate_of_means,
+)
 from lab.measure.evaluation import ByNetwork, Evaluation, at_labels, correct_by_seed, first_key
 from lab.measure.statistics import Difference, Interval
 
@@ -248,8 +255,8 @@ def score(
         gaps.append(calibration.gaps_from(precise, people, bins))
         doubts.append((entropy(precise.softmax(1)).numpy(), of_people))
     return ProbabilityScores(
-        cross_entropy=estimate_mean(losses, rules, seed),
-        error=estimate_mean(gaps, rules, seed, of_means=calibration.error_of_gaps, between=PERCENT),
+        cross_entropy=estimate_mean(losses, rules),
+        error=estimate_of_means(calibration.error_of_gaps, gaps, rules, seed, between=PERCENT),
         doubt=estimate(rank_correlation, doubts, rules, seed, between=(-1, 1)),
     )
 

@@ -22,7 +22,7 @@ from lab.machine.parallel import Tick, try_each
 from lab.machine.pieces import Pieces
 from lab.measure import corruptions, statistics
 from lab.measure.corruptions import SEVERITIES
-from lab.measure.estimates import PERCENT, Estimate, estimate_mean
+from lab.measure.estimates import PERCENT, Estimate, estimate_mean, estimate_of_means
 from lab.measure.evaluation import ByNetwork, first_key, logits_of
 from lab.measure.models import Model
 from lab.measure.statistics import Difference
@@ -140,11 +140,11 @@ def score(
         benchmark = on_benchmark[key]
         mean_of_extra = None
         if is_extra.any():
-            mean_of_extra = mean_accuracy(of_network[:, is_extra], rules, seed)
+            mean_of_extra = mean_accuracy(of_network[:, is_extra], rules)
         scores[key] = Scores(
             names=names,
             accuracy=100 * of_network.mean(3),
-            mean_accuracy=mean_accuracy(benchmark, rules, seed),
+            mean_accuracy=mean_accuracy(benchmark, rules),
             mean_accuracy_of_extra=mean_of_extra,
             mean_corruption_error=corruption_error(benchmark, first, rules, seed),
             change=changes.get(key),
@@ -170,11 +170,11 @@ def changes_from_first(
     return statistics.correct_by_key(changes, rules.level)
 
 
-def mean_accuracy(correct: np.ndarray, rules: statistics.Settings, seed: int) -> Estimate:
+def mean_accuracy(correct: np.ndarray, rules: statistics.Settings) -> Estimate:
     """In percent, of `correct` [seeds, corruptions, severities, images]."""
     tries = correct.shape[1] * correct.shape[2]
     by_seed = [100 * of_seed.mean((0, 1)) for of_seed in correct]
-    return estimate_mean(by_seed, rules, seed, of_one_image=100 / tries, between=PERCENT)
+    return estimate_mean(by_seed, rules, of_one_image=100 / tries, between=PERCENT)
 
 
 def corruption_error(
@@ -191,7 +191,7 @@ def corruption_error(
     for of_seed, of_first in zip(correct[:, errs], first[:, errs], strict=True):
         wrong = np.stack([~of_seed, ~of_first]).mean(2)  # [2, corruptions, images]
         by_seed.append(100 * np.moveaxis(wrong, 2, 0))
-    return estimate_mean(by_seed, rules, seed, of_means=mean_ratio)
+    return estimate_of_means(mean_ratio, by_seed, rules, seed)
 
 
 def mean_ratio(errors: np.ndarray) -> float:

@@ -33,7 +33,7 @@ class Settings:
     power: Annotated[float, Between(0.06, 0.999)] = 0.8
     """chance with which a difference is to be found, or its absence shown"""
     score_resamples: Annotated[int, Between(10, 1e5)] = 300
-    """bootstrap resamples behind an interval in the stress tests"""
+    """bootstrap resamples behind an interval in the stress tests, where it is of no plain mean"""
 
 
 @dataclass(frozen=True)

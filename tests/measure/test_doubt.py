@@ -165,7 +165,7 @@ def test_seeds_that_agree_leave_an_interval_of_a_rounded_image():
     outputs = torch.randn(1, 400, 10, generator=torch.Generator().manual_seed(0))
     labels = outputs[0].argmax(1)
     settings = doubt.Settings(conformal_misses=(0.1,))
-    (found,) = doubt.study_sets([outputs] * 2, [[0.2]] * 2, labels, settings, RULES, 42)
+    (found,) = doubt.study_sets([outputs] * 2, [[0.2]] * 2, labels, settings, RULES)
     assert found.coverage.least_deviation == pytest.approx(100 / 400 / np.sqrt(12))
     assert found.coverage.interval.low < found.coverage.interval.value
 

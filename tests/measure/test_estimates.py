@@ -18,7 +18,7 @@ def test_a_mean_over_images_has_the_normal_interval():
     expected = (values.mean() - half, values.mean() + half)
     for found in (
         estimates.estimate(np.mean, [(values,)], rules, 42),
-        estimates.estimate_mean([values], rules, 42),
+        estimates.estimate_mean([values], rules),
     ):
         assert found.interval.value == pytest.approx(values.mean())
         assert bounds(found.interval) == pytest.approx(expected, abs=0.02)
@@ -30,7 +30,7 @@ def test_seeds_and_images_are_both_in_the_interval():
     values = rng.normal(5, 2, 400)
     rules = statistics.Settings(score_resamples=4000)
     of_seeds = [values + k for k in (0, 1, 3)]
-    found = estimates.estimate_mean(of_seeds, rules, 42)
+    found = estimates.estimate_mean(of_seeds, rules)
     means = values.mean() + np.array([0, 1, 3])
     np.testing.assert_allclose(found.by_seed, means)
     low, high = scipy.stats.ttest_1samp(means, 0).confidence_interval()
@@ -43,7 +43,7 @@ def test_the_mean_of_a_seeds_own_images_is_in_the_spread_of_seeds_alone():
     """Images that each seed sees by itself are no error that all seeds share."""
     rng = np.random.default_rng(0)
     of_seeds = list(rng.normal(0, 1, (6, 2000)))
-    certainty = estimates.certainty_of(estimates.estimate_mean(of_seeds, RULES, 42))
+    certainty = estimates.certainty_of(estimates.estimate_mean(of_seeds, RULES))
     assert certainty.error_of_images < 0.4 / np.sqrt(6 * 2000)
 
 
@@ -58,7 +58,7 @@ def test_changes_are_covered_as_often_as_they_should_be(seeds):
         preference = rng.normal(0, 1, (2, 1, 300))
         luck = rng.normal(0, 0.05, (2, seeds, 1)) if seeds > 1 else 0
         answers = difficulty + preference + luck + rng.normal(0, 1, (2, seeds, 300))
-        first, other = (estimates.estimate_mean(one, rules, 42) for one in answers)
+        first, other = (estimates.estimate_mean(one, rules) for one in answers)
         interval = estimates.change_of(other, first).interval(0.95)
         covered += interval.low <= 0 <= interval.high
     assert 0.91 <= covered / 300 <= 0.985, covered
@@ -70,7 +70,7 @@ def test_the_same_images_are_drawn_for_every_network():
     first = rng.normal(50, 30, 1000)
     other = first + 1
     for estimated in (
-        lambda values: estimates.estimate_mean([values], RULES, 42),
+        lambda values: estimates.estimate_mean([values], RULES),
         lambda values: estimates.estimate(np.mean, [(values,)], RULES, 42),
     ):
         change = estimates.change_of(estimated(other), estimated(first))
@@ -79,7 +79,7 @@ def test_the_same_images_are_drawn_for_every_network():
 
 def test_no_wrong_image_is_no_certainty():
     """Of 400 images none survives: Wilson's upper bound is 0.95 %."""
-    found = estimates.estimate_mean([np.zeros(400)], RULES, 42, 100, between=estimates.PERCENT)
+    found = estimates.estimate_mean([np.zeros(400)], RULES, 100, between=estimates.PERCENT)
     assert found.interval.low == 0 and 0.3 < found.interval.high < 1.5
 
 
@@ -89,8 +89,8 @@ def test_an_interval_holds_its_value():
     held = 0
     for _ in range(50):
         gaps = rng.normal(0, 0.3, (200, 15))
-        found = estimates.estimate_mean(
-            [gaps], RULES, 42, of_means=lambda mean: float(np.abs(mean).sum())
+        found = estimates.estimate_of_means(
+            lambda mean: float(np.abs(mean).sum()), [gaps], RULES, 42
         )
         held += found.interval.low < found.interval.value < found.interval.high
     assert held == 50

@@ -47,6 +47,10 @@ def test_each_row_has_its_change_and_p(results):
         assert shown["SE-Attention: change"] == f"{value} ({low} to {high})"
         assert shown["p (Holm)"] == sentences.p_of_table(p)
     assert table.loc[measurements.GATES_LEARNT.title(), "SE-Attention: change"] == ""
+    verdict = results.stress.networks[1].corruptions.change
+    assert dataclasses.astuple(changes[0].interval) == pytest.approx(
+        dataclasses.astuple(verdict.interval), rel=1e-6
+    )
     accuracy = [one.corruptions.mean_accuracy for one in results.stress.networks]
     expected = accuracy[1].mean() - accuracy[0].mean()
     assert changes[0].interval.value == pytest.approx(expected)
