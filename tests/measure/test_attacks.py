@@ -52,7 +52,7 @@ def test_attacks_leave_no_more_than_autoattacks_parts_do(trained, network):
     from art.estimators.classification import PyTorchClassifier
 
     _, _, data, networks = trained
-    images = data.test.select(torch.arange(20))
+    images = data.test.select(torch.arange(30))
     model = networks[network].model.eval()
     theirs = PyTorchClassifier(
         model, torch.nn.CrossEntropyLoss(), (3, 32, 32), 10, clip_values=(0, 1), device_type="cpu"
