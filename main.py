@@ -27,12 +27,12 @@ import math
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 from lab.machine import packages
 
@@ -42,7 +42,6 @@ try:
     import torch
     import torch.nn.functional as F
     import tyro
-    from filelock import Timeout
     from torch import Tensor, nn
     from tqdm import tqdm
 
@@ -50,15 +49,8 @@ try:
     from lab.data.images import IMAGE_SIZE, Dataset, Images, Split, to_input
     from lab.machine import abreast, console
     from lab.machine.checkout import commit_of
-    from lab.machine.device import (
-        Hardware,
-        MachineSettings,
-        Precision,
-        has_amx,
-        prepare_machine,
-        versions,
-    )
-    from lab.machine.files import CURE, ResultFiles, hold_folder, hold_lock, move, remove_unfinished
+    from lab.machine.device import Hardware, MachineSettings, has_amx, prepare_machine, versions
+    from lab.machine.files import ResultFiles, hold_folder, move
     from lab.machine.options import (
         Between,
         Count,
@@ -76,7 +68,6 @@ try:
         settings_by_flag,
         without_it,
     )
-    from lab.machine.parallel import in_parallel
     from lab.machine.pieces import Pieces, digest_of_files
     from lab.machine.recorder import Recorder, Step
     from lab.measure import (
@@ -89,6 +80,7 @@ try:
         retest,
         statistics,
         stress,
+        trainings,
     )
     from lab.measure.evaluation import evaluate_all, logits_of
     from lab.measure.looks import Look
@@ -99,12 +91,10 @@ try:
         Model,
         Network,
         TrainedModel,
+        build_network,
         draws_in_training,
-        fingerprint,
-        load_checkpoint,
         mean_over_pixels,
         path_of_weights,
-        resume_path_of,
         save_checkpoint,
     )
     from lab.report import history, records
@@ -205,6 +195,16 @@ class Recipe:
             del values["shapes_seed"]
             del values["shapes_difficulty"]
         return values
+
+    def differences(self, recorded: Mapping[str, object]) -> list[str]:
+        """In what it differs from the `record` in a file of weights, for people."""
+        then = {"head": Recipe.head, **recorded}
+        now = {"head": Recipe.head, **self.record()}
+        differing = []
+        for name in now | then:
+            if then.get(name) != now.get(name):
+                differing.append(f"{name} {then.get(name)} (now {now.get(name)})")
+        return differing
 
 
 @dataclass(frozen=True)
@@ -640,14 +640,6 @@ def keys_of(networks: Sequence[Network]) -> tuple[str, ...]:
     return tuple(network.key for network in networks)
 
 
-def build_network(network: Network, recipe: Recipe, classes: int) -> Model:
-    """A fresh network with weights drawn from the recipe's seed, the same on every device."""
-    with RANDOMNESS:
-        torch.manual_seed(recipe.seed)
-        model = network.build(recipe, classes)
-    return model.to(memory_format=torch.channels_last)
-
-
 # ---- 4. Training -------------------------------------------------------------------------------
 
 # Optimisers
@@ -864,22 +856,9 @@ def print_epoch(title: str, log: EpochLog, speed: float) -> None:
     console.say(f"{title}: loss {log.train_loss:.2f}, {validated}, {speed:,.0f} images/s")
 
 
-# Jobs and their files
+# Jobs
 
-
-@dataclass(frozen=True)
-class TrainingJob:
-    """One network to be trained with one seed, or to be read from its file."""
-
-    network: Network
-    recipe: Recipe
-    path: Path
-    log: Path | None = None  # where each epoch leaves a line
-
-    @property
-    def resume_path(self) -> Path:
-        """Where the state of an unfinished training is kept."""
-        return resume_path_of(self.path)
+TrainingJob = trainings.Job[Recipe]
 
 
 def training_jobs(settings: Settings) -> list[TrainingJob]:
@@ -893,47 +872,6 @@ def training_jobs(settings: Settings) -> list[TrainingJob]:
             log = settings.output() / history.FILE
             jobs.append(TrainingJob(network, recipe, path, log))
     return jobs
-
-
-def load_trained(path: Path, job: TrainingJob, classes: int, precision: str) -> TrainedModel:
-    """The network in a file, on the CPU; UserError where it is not what the job would make.
-
-    `precision` is the arithmetic that it must have been trained in; "auto" takes any. A training
-    half done is taken from the job's `resume_path` alone.
-    """
-    checkpoint = load_checkpoint(path)
-    refuse_other_training(path, checkpoint, job, precision)
-    model = build_network(job.network, job.recipe, classes)
-    try:
-        model.load_state_dict(checkpoint.state_dict)
-    except (TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{path} does not hold this network's weights: {CURE}") from error
-    for tensor in model.state_dict().values():
-        if not tensor.isfinite().all():
-            raise UserError(f"{path} holds weights that are not finite: {CURE}")
-    if checkpoint.optimizers is not None and path != job.resume_path:
-        raise UserError(f"{path} holds a training half done: {CURE}")
-    return TrainedModel(job.network, job.recipe.seed, model.eval(), checkpoint)
-
-
-def refuse_other_training(
-    path: Path, checkpoint: Checkpoint, job: TrainingJob, precision: str
-) -> None:
-    """UserError where a file's weights come from another recipe, network or arithmetic."""
-    then = {"head": Recipe.head, **checkpoint.settings, "network": checkpoint.network}
-    now = {"head": Recipe.head, **job.recipe.record(), "network": job.network.key}
-    if precision != "auto":
-        then["precision"] = checkpoint.precision
-        now["precision"] = precision
-    differing = []
-    for name in now | then:
-        if then.get(name) != now.get(name):
-            differing.append(f"{name} {then.get(name)} (now {now.get(name)})")
-    if differing:
-        raise UserError(f"{path} was trained otherwise, {', '.join(differing)}: {CURE}")
-
-
-# From jobs to trained networks
 
 
 def train_network(job: TrainingJob, data: Dataset, hardware: Hardware) -> None:
@@ -967,7 +905,7 @@ def start_training(job: TrainingJob, data: Dataset, hardware: Hardware) -> Train
     states: list[dict] = []
     history: list[EpochLog] = []
     if job.resume_path.exists():
-        half_trained = load_trained(job.resume_path, job, len(data.classes), hardware.precision)
+        half_trained = trainings.load(job.resume_path, job, len(data.classes), hardware.precision)
         model = half_trained.model
         history = half_trained.checkpoint.history
         states = half_trained.checkpoint.optimizers or []
@@ -1013,82 +951,10 @@ def make_checkpoint(
     )
 
 
-def agree_on_precision(
-    jobs: Sequence[TrainingJob], settings: Settings, hardware: Hardware, classes: int
-) -> Hardware:
-    """The hardware in the arithmetic of the files there are, so that no choice by measuring counts.
-
-    Rank 0 reads them for all ranks. What is to be trained again has been deleted by then.
-    """
-    precision = hardware.precision
-    if hardware.ranks.rank == 0:
-        if settings.retrain:
-            delete_weights(jobs)
-        precision = precision_of_files(jobs, settings.machine.precision, classes) or precision
-    agreed = hardware.ranks.share("precision", precision)
-    if agreed == hardware.precision:
-        return hardware
-    reason = "the weights there are were trained in it"
-    return replace(hardware, precision=cast(Precision, agreed), reason=reason)
-
-
-def delete_weights(jobs: Sequence[TrainingJob]) -> None:
-    """Delete the weights of finished and of unfinished trainings."""
-    for job in jobs:
-        job.path.unlink(missing_ok=True)
-        job.resume_path.unlink(missing_ok=True)
-
-
-def precision_of_files(
-    jobs: Sequence[TrainingJob], precision: str, classes: int
-) -> Precision | None:
-    """The arithmetic that the jobs' files were trained in; None where there is no file.
-
-    UserError, before hours of work, where a file does not fit or not all are of one arithmetic.
-    """
-    paths: dict[Precision, Path] = {}
-    for job in jobs:
-        if job.path.exists():
-            trained = load_trained(job.path, job, classes, precision)
-            checkpoint = trained.checkpoint
-            console.say(f"Using {job.path}, {checkpoint.device}, {checkpoint.precision}")
-            paths[checkpoint.precision] = job.path
-        elif job.resume_path.exists():
-            trained = load_trained(job.resume_path, job, classes, precision)
-            paths[trained.checkpoint.precision] = job.resume_path
-    if len(paths) > 1:
-        files = " and ".join(f"{path} in {arithmetic}" for arithmetic, path in paths.items())
-        raise UserError(f"{files} were trained in different arithmetic: {CURE}")
-    return next(iter(paths), None)
-
-
 def train_all(jobs: Sequence[TrainingJob], data: Dataset, hardware: Hardware) -> list[TrainedModel]:
-    """The jobs' networks on the device, from their files or by training; on ranks but 0 none.
-
-    Ranks share the work through the folder: a job is done by whoever holds its lock. Rank 0 waits
-    for the others, and does what one that died has left.
-    """
-    do = partial(train_if_free, data=data, hardware=hardware)
-    in_parallel(partial(do, patience=0), jobs, hardware)
-    if hardware.ranks.rank != 0:
-        return []
-    in_parallel(partial(do, patience=-1), jobs, hardware)  # waits without end
-    trained = []
-    for job in jobs:
-        loaded = load_trained(job.path, job, len(data.classes), hardware.precision)
-        loaded.model.to(hardware.device)
-        trained.append(loaded)
-    return trained
-
-
-def train_if_free(job: TrainingJob, data: Dataset, hardware: Hardware, patience: float) -> None:
-    """Do a job that no one has done; pass over one whose lock is held for `patience` seconds."""
-    lock = hold_lock(job.path.with_name(f".{job.path.name}.lock"), patience)
-    with suppress(Timeout), lock:
-        if not job.path.exists():
-            remove_unfinished(job.path.parent, job.path.name)
-            remove_unfinished(job.path.parent, job.resume_path.name)
-            train_network(job, data, hardware)
+    """The jobs' networks, from their files or by training; on torchrun's ranks but 0 none."""
+    train = partial(train_network, data=data, hardware=hardware)
+    return trainings.do_all(jobs, train, len(data.classes), hardware)
 
 
 # ---- 5. The run --------------------------------------------------------------------------------
@@ -1112,7 +978,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         with watch.phase("training"):
             jobs = training_jobs(settings)
-            hardware = agree_on_precision(jobs, settings, hardware, len(data.classes))
+            hardware = trainings.agree_on_precision(
+                jobs, settings.machine.precision, len(data.classes), settings.retrain, hardware
+            )
             trained = train_all(jobs, data, hardware)
         if hardware.ranks.rank > 0:
             return  # rank 0 goes on
@@ -1293,25 +1161,11 @@ def classify(picture: str | Path, *options: str) -> dict[str, dict[str, float]]:
 def load_for_pictures(
     settings: Settings, hardware: Hardware
 ) -> tuple[list[Classifier], Familiarity]:
-    """The first seed's networks, with what they know of the images that they learnt.
+    """The first seed's networks, with what they know of the images that they learnt."""
+    from lab.report import pictures
 
-    UserError where a run has not made them.
-    """
-    from lab.report.pictures import Classifier
-
-    cure = "run main.py first, with the same options but --predict"
-    path, classes, familiarity = records.read_familiar(settings.output(), cure)
-    networks = []
-    for job in training_jobs(replace(settings, seeds=1)):
-        if not job.path.exists():
-            raise UserError(f"{job.path} is missing: {cure}")
-        one = load_trained(job.path, job, len(classes), settings.machine.precision)
-        known = familiarity.networks.get(job.network.key)
-        if known is None or known.fingerprint != fingerprint(one.checkpoint.state_dict):
-            raise UserError(f"{job.path} is not what {path} speaks of: {cure}")
-        one.model.to(hardware.device)
-        networks.append(Classifier(one, known, classes))
-    return networks, familiarity
+    jobs = training_jobs(replace(settings, seeds=1))
+    return pictures.load(jobs, settings.output(), settings.machine.precision, hardware)
 
 
 # The command line, and how a run ends

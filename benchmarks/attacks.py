@@ -28,7 +28,7 @@ import main
 from lab.data.images import Images, to_input
 from lab.machine.device import Hardware, describe, prepare_machine
 from lab.machine.pieces import Pieces, digest_of_files
-from lab.measure import attacks, stress
+from lab.measure import attacks, stress, trainings
 from lab.measure.models import Model, fingerprint
 
 EPSILONS = (1.0, 2.0)  # of 255
@@ -95,7 +95,7 @@ def run(settings: main.Settings) -> None:
         models = {}
         for job in jobs:
             if job.recipe.seed == seed:
-                trained = main.load_trained(job.path, job, 10, settings.machine.precision)
+                trained = trainings.load(job.path, job, 10, settings.machine.precision)
                 models[job.network.key] = trained.model.to(hardware.device)
         for key in models:
             print_rows(key, seed, models, images, settings, hardware)

@@ -41,7 +41,7 @@ from lab.machine.device import Hardware, prepare_machine
 from lab.machine.parallel import in_parallel
 from lab.machine.recorder import Recorder, Step
 from lab.measure.evaluation import logits_of
-from lab.measure.models import Network
+from lab.measure.models import Network, build_network
 
 STEPS = {"cpu": 1, "cuda": 12}  # of a measured round of ours
 USUAL_STEPS = 20  # of the usual pipeline's, after ten during which its workers start
@@ -285,7 +285,7 @@ def peak_tflops(hardware: Hardware) -> float:
 
 def step_flops(network: Network, data: Dataset, recipe: main.Recipe) -> float:
     """Floating-point operations of a training step for one image, mean over the schedule."""
-    model = main.build_network(network, recipe, len(data.classes))
+    model = build_network(network, recipe, len(data.classes))
     flops = 0.0
     for side, share in share_of_crops(recipe).items():
         with FlopCounterMode(display=False) as counter:

@@ -24,12 +24,6 @@ from lab.measure.evaluation import evaluate_all
 from lab.report import drawing, figures, writer
 
 
-@pytest.fixture(autouse=True)
-def quick_holm(monkeypatch):
-    """statsmodels' Holm collects garbage each time, which takes a quarter of a second."""
-    monkeypatch.setattr("gc.collect", lambda *_: 0)
-
-
 @pytest.fixture
 def undrawn(monkeypatch):
     """A run draws no figures, which takes most of a small one's time."""

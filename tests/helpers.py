@@ -14,7 +14,7 @@ import torch
 
 import main
 from lab.measure.evaluation import HeldOut, Outputs, evaluate
-from lab.measure.models import TrainedModel
+from lab.measure.models import TrainedModel, build_network
 
 MAIN = Path(main.__file__)
 ROOT = MAIN.parent
@@ -109,7 +109,7 @@ def small_recipe(**changes):
 
 
 def small_network(network, **changes):
-    return main.build_network(network, small_recipe(**changes), classes=10)
+    return build_network(network, small_recipe(**changes), classes=10)
 
 
 def evaluation_of(called, confidence, labels, classes=4, model=None, network=BASELINE):

@@ -263,14 +263,15 @@ def test_ranks_share_the_trainings_and_one_that_dies_costs_no_bit(tmp_path):
 LATE = """
 import sys, time
 import main
+from lab.measure import trainings
 
-real = main.delete_weights
+real = trainings.delete
 
 def late(*arguments):
     time.sleep(5)
     return real(*arguments)
 
-main.delete_weights = late
+trainings.delete = late
 main.main(sys.argv[1:])
 """
 

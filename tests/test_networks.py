@@ -12,7 +12,7 @@ import main
 from lab.data import shapes
 from lab.data.images import to_input
 from lab.machine import abreast
-from lab.measure.models import Gated
+from lab.measure.models import Gated, build_network
 
 
 def test_images_are_not_joined_where_that_does_not_pay(monkeypatch):
@@ -83,7 +83,7 @@ def test_the_wide_network_has_the_parameters_of_se_blocks(recipe):
     """At least, and no whole channel in each stage more."""
 
     def parameters(key, **changes):
-        model = main.build_network(ALL[key], dataclasses.replace(recipe, **changes), classes=10)
+        model = build_network(ALL[key], dataclasses.replace(recipe, **changes), classes=10)
         return main.count_parameters(model)
 
     baseline = parameters("baseline")
@@ -161,7 +161,7 @@ def test_a_network_normalises_by_its_buffers():
 def test_the_stem_whitens_patches():
     pixels = shapes.draw(300, 0).pixels
     recipe = small_recipe(stem=4, whitening_epsilon=0.0)
-    model = main.build_network(BASELINE, recipe, classes=10)
+    model = build_network(BASELINE, recipe, classes=10)
     model.measure_input(pixels)
     x = model.normalise(to_input(pixels))
     assert x.mean((0, 2, 3)).abs().max() < 1e-4 and (x.std((0, 2, 3)) - 1).abs().max() < 1e-3

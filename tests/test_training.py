@@ -13,7 +13,7 @@ from torch import nn
 
 import main
 from lab.machine.device import Hardware, MachineSettings, prepare_machine
-from lab.measure.models import draws_in_training
+from lab.measure.models import build_network, draws_in_training
 
 
 def test_a_loss_that_is_not_finite_stops_training(tmp_path, capsys):
@@ -197,7 +197,7 @@ def test_early_epochs_see_crops_and_training_moves_all_but_the_stem(monkeypatch,
     tried_whether_it_draws, *trained_on = [size for training, size in sizes if training]
     assert tried_whether_it_draws == 32 and trained_on == [20] * 4 + [32] * 4
     assert {size for training, size in sizes if not training} == {32}
-    fresh = main.build_network(SE, recipe, classes=10)
+    fresh = build_network(SE, recipe, classes=10)
     fresh.measure_input(data.train.select(data.splits[42].training).pixels)
     moved = {
         n for n, p in one.model.named_parameters() if not torch.equal(p, fresh.get_parameter(n))
@@ -254,7 +254,7 @@ def test_networks_with_dropout_learn_the_same_bits_side_by_side_and_resumed(tmp_
     for other in (side_by_side, resumed):
         for state, expected in zip(other, one_by_one, strict=True):
             assert all(torch.equal(value, expected[name]) for name, value in state.items())
-    assert draws_in_training(main.build_network(networks[0], small_recipe(), 10), SOME_IMAGES)
+    assert draws_in_training(build_network(networks[0], small_recipe(), 10), SOME_IMAGES)
     assert not draws_in_training(small_network(BASELINE), SOME_IMAGES)
 
 

@@ -137,7 +137,7 @@ def common_to_all(associations: Sequence[Association], level: float) -> list[lis
     largest_p = []
     for group in groups:
         largest_p.append(max(one.p for one in group))
-    corrected = statistics.holm(largest_p, level)
+    corrected = statistics.holm(largest_p)
     common = []
     for group, p in zip(groups, corrected, strict=True):
         signs = {np.sign(one.correlation.value) for one in group}

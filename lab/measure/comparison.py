@@ -256,7 +256,7 @@ def correct_by_holm(groups: Sequence[GroupComparison], level: float) -> list[Gro
     seeds = len(groups[0].by_seed)
     by_seed = []  # [seeds, groups]
     for s in range(seeds):
-        by_seed.append(statistics.holm([group.by_seed[s].p for group in groups], level))
+        by_seed.append(statistics.holm([group.by_seed[s].p for group in groups]))
     result = []
     for k, group in enumerate(groups):
         tests = []

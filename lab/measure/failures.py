@@ -130,7 +130,7 @@ def count_sure_mistakes(
         scaled=scaled.sum(2),
         p_as_trained=p_of_changes(change, rules),
         p_scaled=p_of_changes(change_scaled, rules),
-        p_of_scaling=tuple(statistics.holm(of_scaling, rules.level)),
+        p_of_scaling=tuple(statistics.holm(of_scaling)),
     )
 
 
@@ -161,7 +161,7 @@ def p_of_changes(change: np.ndarray, rules: statistics.Settings) -> tuple[float,
     ps = []
     for k in range(change.shape[1]):
         ps.append(statistics.judge_answers(change[:, k], rules).p)
-    return tuple(statistics.holm(ps, rules.level))
+    return tuple(statistics.holm(ps))
 
 
 @dataclass(frozen=True)

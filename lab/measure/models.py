@@ -101,6 +101,17 @@ class Network:
     citation: str = ""  # authors, title, place and year
 
 
+RANDOMNESS = threading.Lock()  # PyTorch's own generator, of which there is one for all threads
+
+
+def build_network(network: Network, recipe: Any, classes: int) -> Model:
+    """A fresh network with weights drawn from the recipe's seed, the same on every device."""
+    with RANDOMNESS:
+        torch.manual_seed(recipe.seed)
+        model = network.build(recipe, classes)
+    return model.to(memory_format=torch.channels_last)
+
+
 @dataclass(frozen=True)
 class EpochLog:
     """Mean loss and accuracy (percent) of an epoch, and the seconds that its training took.
@@ -200,9 +211,6 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-RANDOMNESS = threading.Lock()  # PyTorch's own generator, of which there is one for all threads
 
 
 def draws_in_training(model: Model, images: Tensor) -> bool:

@@ -169,7 +169,7 @@ def changes_from_first(stress: Outcome) -> list[Change]:
             interval = clipped(change.interval(1 - stress.level), -most, most)
             p = change.p()
             found.append(Change(measurement.metric, outcome.network, interval, p, p))
-    p_holm = statistics.holm([one.p for one in found], stress.level)
+    p_holm = statistics.holm([one.p for one in found])
     return [dataclasses.replace(one, p_holm=p) for one, p in zip(found, p_holm, strict=True)]
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.font_manager
@@ -26,11 +27,11 @@ from lab.data.images import IMAGE_SIZE
 from lab.machine.device import Hardware
 from lab.machine.files import as_csv, write_file
 from lab.machine.options import PROGRAM, UserError
-from lab.measure import gradcam
+from lab.measure import gradcam, trainings
 from lab.measure.evaluation import Outputs, outputs_of
 from lab.measure.familiar import Familiar, Familiarity
-from lab.measure.models import Network, TrainedModel
-from lab.report import drawing, page
+from lab.measure.models import Network, TrainedModel, fingerprint
+from lab.report import drawing, page, records
 from lab.report.drawing import Picture, PictureBlock
 
 LARGEST_SIDE = 1024  # pixels, of a picture as it is shown
@@ -181,6 +182,29 @@ class Classifier:
             likeliest=likeliest,
             heatmap=gradcam.heatmaps_of(self.trained.model, picture.pixels(), called)[0].numpy(),
         )
+
+
+def load(
+    jobs: Sequence[trainings.Job[Any]], results: Path, precision: str, hardware: Hardware
+) -> tuple[list[Classifier], Familiarity]:
+    """The jobs' networks on the device, with what they know of the images that they learnt.
+
+    From their files, and from the folder of the run's results; UserError where a run has not made
+    them. `precision` is as in `trainings.load`.
+    """
+    cure = "run main.py first, with the same options but --predict"
+    path, classes, familiarity = records.read_familiar(results, cure)
+    networks = []
+    for job in jobs:
+        if not job.path.exists():
+            raise UserError(f"{job.path} is missing: {cure}")
+        one = trainings.load(job.path, job, len(classes), precision)
+        known = familiarity.networks.get(job.network.key)
+        if known is None or known.fingerprint != fingerprint(one.checkpoint.state_dict):
+            raise UserError(f"{job.path} is not what {path} speaks of: {cure}")
+        one.model.to(hardware.device)
+        networks.append(Classifier(one, known, classes))
+    return networks, familiarity
 
 
 @dataclass(frozen=True)

@@ -266,6 +266,6 @@ def test_networks_that_are_the_same_are_seldom_told_apart(same_networks, seeds):
         change = other - first
         told += statistics.judge_answers(change, RULES).verdict in DIRECTIONS
         ps = [statistics.judge_answers(change[:, k::10], RULES).p for k in range(10)]
-        told_of_a_class += min(statistics.holm(ps, 0.05)) < 0.05
+        told_of_a_class += min(statistics.holm(ps)) < 0.05
     assert 0.01 <= told / 1000 <= 0.08, told
     assert told_of_a_class / 1000 <= 0.08, told_of_a_class

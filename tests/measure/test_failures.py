@@ -18,6 +18,7 @@ from lab.data.images import Images
 from lab.machine.files import ResultFiles
 from lab.measure import failures, statistics
 from lab.measure.evaluation import HeldOut, Outputs, evaluate
+from lab.measure.models import build_network
 from lab.report import figures, sentences
 
 
@@ -155,8 +156,8 @@ def test_failures_are_of_distinct_kinds_with_all_networks_answers():
     recipe = main.Recipe(widths=(8, 8), stem=4)
     confidence = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.95, 0.9])
     called = torch.tensor([1, 1, 2, 0, 3, 0])
-    first = evaluation_of(called, confidence, labels, model=main.build_network(BASELINE, recipe, 4))
-    model = main.build_network(SE, recipe, 4)
+    first = evaluation_of(called, confidence, labels, model=build_network(BASELINE, recipe, 4))
+    model = build_network(SE, recipe, 4)
     called = torch.tensor([1, 0, 0, 2, 0, 0])
     second = evaluation_of(called, confidence, labels, model=model, network=SE)
     groups = failures.group_mistakes([first, second], test, [4], None, 95, 5)

@@ -14,12 +14,13 @@ import main
 from lab.data import shapes
 from lab.machine.device import Hardware
 from lab.measure import gradcam, heatmaps
+from lab.measure.models import build_network
 
 
 @pytest.mark.parametrize("stages", [1, 2, 4])
 def test_random_maps_are_as_coarse_as_grad_cams(monkeypatch, stages):
     recipe = main.Recipe(dataset="shapes", widths=(8,) * stages, stem=4)
-    model = main.build_network(main.NETWORKS[0], recipe, 10).eval()
+    model = build_network(main.NETWORKS[0], recipe, 10).eval()
     images = shapes.draw(10, seed=3)
     model.measure_input(images.pixels)
     sizes = []
@@ -38,7 +39,7 @@ def test_random_maps_are_as_coarse_as_grad_cams(monkeypatch, stages):
 
 def test_a_stage_is_shuffled_with_its_attention(monkeypatch):
     recipe = main.Recipe(dataset="shapes", widths=(8, 8), stem=4)
-    model = main.build_network(main.NETWORKS[1], recipe, 10).eval()
+    model = build_network(main.NETWORKS[1], recipe, 10).eval()
     before = copy.deepcopy(model.state_dict())
     seen = []
     real = gradcam.heatmaps_of

@@ -7,12 +7,22 @@ import pytest
 import scipy.optimize
 import scipy.stats
 from helpers import bounds
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
 from lab.measure import statistics
 from lab.measure.statistics import Difference, Interval, PairedAnswers, Verdict
 
 RULES = statistics.Settings()
+
+
+def test_holm_is_that_of_statsmodels():
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 3, 49):
+        ps = rng.random(count) ** 3
+        ps[: count // 2] = ps[0]  # some are equal
+        assert statistics.holm(list(ps)) == pytest.approx(multipletests(ps, method="holm")[1])
+    assert statistics.holm([]) == []
 
 
 def test_equal_differences_are_not_certain():
@@ -62,7 +72,7 @@ def test_equal_networks_are_seldom_told_apart_on_any_class(seeds, images):
         change = 100 * (correct[1] - correct[0]) / images
         equal += (np.ptp(change, axis=0) == 0).any()
         ps = [statistics.t_test(change[:, k], 100 / images).p() for k in range(10)]
-        told += min(statistics.holm(ps, level)) < level
+        told += min(statistics.holm(ps)) < level
     assert told / 400 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
     assert seeds > 2 or equal > 40
 
@@ -244,7 +254,7 @@ def test_networks_that_differ_by_the_margin_are_seldom_called_equivalent(seeds):
         change = (correct[1] - correct[0]) / 10
         overall += statistics.t_test(change.mean(1), 0.01).margin_p(1.0) < 0.05
         ps = [statistics.t_test(change[:, k], 0.1).margin_p(rules.margin) for k in range(10)]
-        on_any_class += min(statistics.holm(ps, 0.05)) < 0.05
+        on_any_class += min(statistics.holm(ps)) < 0.05
     assert overall / 1000 <= bound
     assert on_any_class / 1000 <= bound
 

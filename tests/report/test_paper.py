@@ -17,7 +17,7 @@ from torch import nn
 import main
 from lab.data import shapes
 from lab.measure import robustness
-from lab.measure.models import Network
+from lab.measure.models import Network, build_network
 from lab.measure.statistics import Verdict
 
 
@@ -234,7 +234,7 @@ def readmes_network():
 
 
 def test_the_readmes_network_computes():
-    model = main.build_network(readmes_network(), small_recipe(), classes=10)
+    model = build_network(readmes_network(), small_recipe(), classes=10)
     assert model(torch.rand(4, 3, 32, 32)).shape == (4, 10)
 
 
