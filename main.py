@@ -1009,7 +1009,7 @@ def measure(
         by_network = evaluate_all(trained, data, hardware)
         chosen = stress.choose(data, settings.stress_tests)
         evaluations = [of_network[0] for of_network in by_network.values()]  # the first seed's
-        strange = datasets.other_kinds(data, 200, seed)
+        strange = datasets.other_kinds(data, familiar.IMAGES_OF_A_KIND, seed)
         results = Results(
             setup=describe_setup(settings, rules),
             hardware=hardware,

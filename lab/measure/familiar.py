@@ -52,6 +52,9 @@ class Familiar:
         return ((parts - self.scale_mean) / self.scale_deviation).mean(1)
 
 
+IMAGES_OF_A_KIND = 200  # on which it is measured how many of another kind are told
+
+
 @dataclass(frozen=True)
 class Familiarity:
     """What all networks of the first seed know together."""
