@@ -953,7 +953,10 @@ def make_checkpoint(
 
 def train_all(jobs: Sequence[TrainingJob], data: Dataset, hardware: Hardware) -> list[TrainedModel]:
     """The jobs' networks, from their files or by training; on torchrun's ranks but 0 none."""
-    train = partial(train_network, data=data, hardware=hardware)
+
+    def train(job: TrainingJob) -> None:
+        train_network(job, data, hardware)
+
     return trainings.do_all(jobs, train, len(data.classes), hardware)
 
 
