@@ -122,6 +122,27 @@ def test_each_network_at_its_own_best_comes_into_the_paper(tiny_run, tmp_path, c
 
 
 @pytest.mark.slow
+def test_the_controls_come_into_the_paper(tiny_run, tmp_path, capsys):
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import controls
+
+    controls.main([str(tiny_run), str(tiny_run), "--paper", str(tmp_path)])
+    record = comparison(tiny_run)
+    change = record["compared_with_first"]["se_attention"]["overall"]["difference"]["interval"]
+    row = f"{change['value']:+.2f} ({change['low']:+.2f} to {change['high']:+.2f})"
+    said = capsys.readouterr().out
+    assert said.count("SE-Attention against Baseline, 2 epochs, 1 seed ") == 2
+    assert said.count(row) == 2 and said.count(record["conclusion"]) == 2
+    assert f"Trained on {record['device']} in {record['precision']}." in said
+    shutil.copytree(tmp_path / "controls", tiny_run / "controls")
+    text, log, _ = compile_report(tmp_path, tiny_run)
+    assert_clean(log)
+    assert "SE-Attention against Baseline, 2 epochs" in text and "Controls" in text
+    with pytest.raises(SystemExit, match=r"nowhere/results/comparison\.json is not there"):
+        controls.main([str(tiny_run), "nowhere"])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stages", [2, 4])
 def test_a_paper_on_networks_of_other_depths(tmp_path, stages, sketching):
     main.main(tiny(tmp_path / "run", *STRESS, "--widths", *["16"] * stages))
