@@ -74,7 +74,7 @@ def test_the_readmes_python_runs(made_tiny_run, tmp_path, monkeypatch, capsys):
     code, _, _ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     picture = tmp_path / "cat.jpg"
     Image.fromarray(shapes.draw(1, 0).pixels[0].numpy()).resize((90, 60)).save(picture)
-    of_this_run = tiny(made_tiny_run, "--precision", "fp32")
+    of_this_run = tiny(made_tiny_run)
     code = code.replace("parse_settings([])", f"parse_settings({of_this_run})")
     code = code.replace('classify("cat.jpg")', f'classify("cat.jpg", *{of_this_run})')
     monkeypatch.chdir(tmp_path)

@@ -161,7 +161,7 @@ def test_main_runs_in_any_thread(tiny_run, sketching):
     ended = []
 
     def run():
-        main.main(tiny(tiny_run, *FP32))
+        main.main(tiny(tiny_run))
         ended.append(True)
 
     thread = threading.Thread(target=run)
