@@ -144,7 +144,7 @@ def with_recomputed(run):
     )
     both = SeedsAndImages(test.mean, squares.error_of_seeds(), seeds - 1, squares.error_of_images())
     recomputed = {
-        "smallest_margin": difference.smallest_margin(),
+        "smallest_margin": difference.smallest_margin,
         "seeds_and_images": dataclasses.asdict(both.interval(0.95)),
         "effect_size": test.mean / test.standard_deviation,
         "probability_within": [probability_within(at, test) for at in (0.5, 0.25, 0.1)],

@@ -18,7 +18,7 @@ from lab.measure import planning, statistics
 from lab.measure.evaluation import ByNetwork, correct_by_seed, networks_of
 from lab.measure.models import Network
 from lab.measure.planning import Planning
-from lab.measure.statistics import Difference, Interval, PairedAnswers, Settings
+from lab.measure.statistics import Difference, Interval, PairedAnswers, Settings, Test
 
 
 @dataclass(frozen=True)
@@ -127,20 +127,35 @@ def compare_with_first(
     first, *others = networks_of(by_network)
     first_correct = correct_by_seed(by_network[first.key])
     overall = []
+    tests = []
     by_class = []
     for network in others:
         gains = correct_by_seed(by_network[network.key]).astype(int) - first_correct.astype(int)
         overall.append(compare_group(gains, settings, len(others)))
+        tests.append(statistics.test_of_answers(gains))
         for label in range(classes):
             of_class = gains[:, labels == label]
             by_class.append(compare_group(of_class, settings, classes * len(others)))
     overall = correct_by_holm(overall, settings.level)
+    if len(others) > 1:
+        overall = with_margins(overall, tests, settings.level)
     by_class = correct_by_holm(by_class, settings.level)
     comparisons = []
     for k, network in enumerate(others):
         of_network = by_class[k * classes : (k + 1) * classes]
         comparisons.append(Comparison(network, first, overall[k], tuple(of_network)))
     return tuple(comparisons)
+
+
+def with_margins(
+    groups: Sequence[GroupComparison], tests: Sequence[Test], level: float
+) -> list[GroupComparison]:
+    """The groups with the smallest margins that the correction over them leaves."""
+    corrected = []
+    for group, margin in zip(groups, statistics.smallest_margins(tests, level), strict=True):
+        difference = dataclasses.replace(group.difference, smallest_margin=margin)
+        corrected.append(dataclasses.replace(group, difference=difference))
+    return corrected
 
 
 def compare(

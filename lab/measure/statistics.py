@@ -69,13 +69,10 @@ class Difference:
     p_holm: float
     margin_p: float  # of the second
     margin_p_holm: float
-    margin_interval: Interval  # within the margin where `margin_p` is below the level
+    margin_interval: Interval  # of one alone, within the margin where `margin_p` is below the level
+    smallest_margin: float  # within which it would just have been called equivalent, in points
     verdict: Verdict = Verdict.UNDECIDED
     is_within_margin: bool = False
-
-    def smallest_margin(self) -> float:
-        """Within which the networks would just have been called equivalent, in points."""
-        return max(abs(self.margin_interval.low), abs(self.margin_interval.high))
 
 
 # ---- Means, and how sure they are
@@ -351,11 +348,14 @@ def judge_answers(gains: np.ndarray, settings: Settings, together: int = 1) -> D
     With one seed of these weights on other images, by the tests of `PairedAnswers`; with several,
     of other seeds on these images, by a t test.
     """
-    images = gains.shape[1]
+    return judge_by(test_of_answers(gains), settings, together)
+
+
+def test_of_answers(gains: np.ndarray) -> Test:
+    """The test of the difference that `gains` [seeds, images] of -1, 0 and 1 are."""
     if len(gains) == 1:
-        answers = PairedAnswers(*count_gained_and_lost(gains[0]), images)
-        return judge_by(answers, settings, together)
-    return judge_by(over_seeds(100 * gains), settings, together)
+        return PairedAnswers(*count_gained_and_lost(gains[0]), gains.shape[1])
+    return over_seeds(100 * gains)
 
 
 def over_seeds(gains: np.ndarray) -> TTest:
@@ -373,13 +373,15 @@ def judge_by(test: Test, settings: Settings, together: int = 1) -> Difference:
     p = test.p()
     margin_p = test.margin_p(settings.margin)
     level = settings.level / together
+    margin_interval = clipped(test.interval(1 - 2 * level), -100, 100)
     difference = Difference(
         interval=clipped(test.interval(1 - level), -100, 100),
         p=p,
         p_holm=p,
         margin_p=margin_p,
         margin_p_holm=margin_p,
-        margin_interval=clipped(test.interval(1 - 2 * level), -100, 100),
+        margin_interval=margin_interval,
+        smallest_margin=max(abs(margin_interval.low), abs(margin_interval.high)),
     )
     return decide(difference, settings.level)
 
@@ -407,6 +409,26 @@ def correct_differences(differences: Sequence[Difference], level: float) -> tupl
         replaced = dataclasses.replace(difference, p_holm=p, margin_p_holm=margin_p)
         corrected.append(decide(replaced, level))
     return tuple(corrected)
+
+
+def smallest_margins(tests: Sequence[Test], level: float) -> list[float]:
+    """The smallest margin within which each would be called equivalent, in points, 100 at most.
+
+    p corrected over the tests by Holm's method, as the verdicts' are. One interval of each, so wide
+    that all hold at once, may reach beyond a margin within which that method shows all of them.
+    """
+
+    def is_equivalent(margin: float) -> np.ndarray:
+        return np.array(holm([test.margin_p(margin) for test in tests])) < level
+
+    low = np.zeros(len(tests))
+    high = np.full(len(tests), 100.0)
+    for _ in range(24):  # halved to a hundred-thousandth of a point
+        middle = (low + high) / 2
+        is_enough = np.array([is_equivalent(middle[k])[k] for k in range(len(tests))])
+        high = np.where(is_enough, middle, high)
+        low = np.where(is_enough, low, middle)
+    return high.tolist()
 
 
 def correct_by_key(differences: Mapping[str, Difference], level: float) -> dict[str, Difference]:

@@ -143,7 +143,7 @@ def say_verdict(comparison: Comparison, classes: Sequence[str], rules: statistic
         f"{interval.value:+.2f} percentage points, {100 * (1 - rules.level):g} % interval "
         f"{bounds(interval)} ({test}, {say_p(difference.p_holm)}; "
         f"against the margin {say_p(difference.margin_p_holm)}{corrected}). The smallest margin "
-        f"within which they are shown to be equivalent is {difference.smallest_margin():.2f} points"
+        f"within which they are shown to be equivalent is {difference.smallest_margin:.2f} points"
     )
     if overall.over_seeds is None:
         caution = "One seed can't speak for the architecture."

@@ -165,7 +165,7 @@ def add_accuracy(
     table.add("change (points)", [None, *[one.interval for one in differences]], "+.2f")
     table.add("p", [None, *[one.p_holm for one in differences]], p_style)
     table.add("p against the margin", [None, *[one.margin_p_holm for one in differences]], p_style)
-    margins = [one.smallest_margin() for one in differences]
+    margins = [one.smallest_margin for one in differences]
     table.add("smallest margin shown", [None, *margins], ".2f")
 
 

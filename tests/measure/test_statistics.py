@@ -25,6 +25,20 @@ def test_holm_is_that_of_statsmodels():
     assert statistics.holm([]) == []
 
 
+def test_smallest_margins_agree_with_holms_verdicts():
+    """Of several networks too: one was called equivalent within 0.5, and its margin 0.61."""
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        tests = [statistics.t_test(rng.normal(0.1, 0.25, 5), 0.01) for _ in range(3)]
+        margins = statistics.smallest_margins(tests, 0.05)
+        for margin in (0.3, 0.5, 0.8):
+            p = multipletests([one.margin_p(margin) for one in tests], method="holm")[1]
+            assert [bool(one < 0.05) for one in p] == [one < margin for one in margins]
+    alone = statistics.judge_by(tests[0], RULES)
+    (margin,) = statistics.smallest_margins(tests[:1], RULES.level)
+    assert alone.smallest_margin == pytest.approx(margin, abs=1e-4)
+
+
 def test_equal_differences_are_not_certain():
     """Two seeds whose differences agree to the image are known to that image only."""
     found = statistics.t_test(np.array([0.3, 0.3]), 0.1)
@@ -89,7 +103,9 @@ def test_verdicts_follow_from_the_tests():
         (0.1, 0.05, 0.05, Verdict.UNDECIDED, False),
     ):
         interval = Interval(value, value - 1, value + 1)
-        found = statistics.decide(Difference(interval, p, p, margin_p, margin_p, interval), 0.05)
+        found = statistics.decide(
+            Difference(interval, p, p, margin_p, margin_p, interval, 0.9), 0.05
+        )
         assert (found.verdict, found.is_within_margin) == (expected, within)
 
 
@@ -167,7 +183,7 @@ def test_no_answer_that_differs_is_no_proof_of_equivalence():
         found = statistics.judge_answers(np.zeros((1, images), int), RULES)
         assert (found.verdict, found.p) == (verdict, 1)
         assert found.interval.low < 0 < found.interval.high
-        assert found.smallest_margin() == pytest.approx(found.margin_interval.high)
+        assert found.smallest_margin == pytest.approx(found.margin_interval.high)
 
 
 def test_no_difference_is_more_than_all_images():
@@ -176,7 +192,7 @@ def test_no_difference_is_more_than_all_images():
     gains[0, :3] = 1
     difference = statistics.judge_answers(gains, statistics.Settings(), together=20)
     assert (difference.interval.low, difference.interval.high) == (-100, 100)
-    assert difference.smallest_margin() == 100
+    assert difference.smallest_margin == 100
 
 
 def test_two_seeds_that_agree_by_chance_are_not_told_apart():

@@ -91,7 +91,7 @@ def difference(value, half, **more):
     error = half / scipy.stats.t.ppf(0.975, 4)
     test = TTest(value, error, error * np.sqrt(5), 4)
     p, margin_p = test.p(), test.margin_p(0.5)
-    found = Difference(test.interval(0.95), p, p, margin_p, margin_p, test.interval(0.9))
+    found = Difference(test.interval(0.95), p, p, margin_p, margin_p, test.interval(0.9), 0.9)
     return statistics.decide(dataclasses.replace(found, **more), 0.05)
 
 
@@ -129,7 +129,7 @@ def test_verdict_says_what_was_found(better, seeds, monkeypatch):
     assert f"{found.overall.difference.interval.value:+.2f} percentage points" in sentence
     assert ("One seed can't speak for the architecture" in sentence) == (seeds == 1)
     assert ("as trained here" in sentence) == (seeds == 1)
-    smallest = found.overall.difference.smallest_margin()
+    smallest = found.overall.difference.smallest_margin
     assert f"shown to be equivalent is {smallest:.2f} points" in sentence
     if seeds > 1:
         planning = found.overall.over_seeds.planning
