@@ -161,6 +161,27 @@ def test_p_is_corrected_over_networks_and_their_classes():
     assert [one.p_holm for one in classes] == pytest.approx(holm.tolist())
 
 
+def test_of_several_networks_the_smallest_margin_and_the_verdict_agree():
+    """Also where the corrected tests show what intervals that hold together do not."""
+    rng, labels = np.random.default_rng(1), torch.arange(400) % 3
+    rules = dataclasses.replace(RULES, margin=2.9)
+    differing = 0
+    for _ in range(2):
+        first = rng.random((5, 400)) < 0.9
+        by_network = {"baseline": evaluations(first, labels)}
+        for key in ("se_attention", "eca", "wide"):
+            flipped = rng.random((5, 400)) < 0.02
+            network = dataclasses.replace(SE, key=key)
+            by_network[key] = evaluations(first ^ flipped, labels, network)
+        for one in comparison.compare_with_first(by_network, labels.numpy(), 3, rules):
+            difference = one.overall.difference
+            assert difference.is_within_margin == (difference.smallest_margin < rules.margin)
+            together = difference.margin_interval
+            reaches = max(-together.low, together.high)
+            differing += difference.is_within_margin and reaches > rules.margin
+    assert differing > 0
+
+
 def test_spread_is_that_of_its_sources():
     """Seeds, images and what is left, drawn with known deviations."""
     rng = np.random.default_rng(0)
