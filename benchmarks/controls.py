@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lab.machine.files import write_file
 from lab.machine.options import UserError
 from lab.measure.statistics import Interval
-from lab.report import sentences, tables
+from lab.report import paper, sentences, tables
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -105,8 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(tables.in_markdown(table), *said, sep="\n\n")
     macros = {"controlstable": tables.in_latex(table)}
     macros["controlsfindings"] = tables.latex_text(" ".join(said))
-    lines = [rf"\newcommand{{\{name}}}{{{content}}}" for name, content in macros.items()]
-    write_file(given.paper / "controls" / "report_values.tex", "\n".join(lines) + "\n")
+    write_file(given.paper / "controls" / "report_values.tex", paper.in_macros(macros))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from lab.machine.files import write_file
 from lab.measure import comparison
 from lab.measure.evaluation import evaluate_all
 from lab.measure.models import Checkpoint, Network, TrainedModel
-from lab.report import sentences, tables
+from lab.report import paper, sentences, tables
 
 Change = Mapping[str, float]  # of a recipe, by the setting's name
 
@@ -180,9 +180,8 @@ def run(settings: main.Settings) -> None:
         print("", tables.in_markdown(table), *said, sep="\n\n")
         macros = {"tuningtable": tables.in_latex(table)}
         macros["tuningverdict"] = tables.latex_text(" ".join(said))
-        lines = [rf"\newcommand{{\{name}}}{{{content}}}" for name, content in macros.items()]
         path = settings.output() / "tuning" / "report_values.tex"
-        write_file(path, "\n".join(lines) + "\n")
+        write_file(path, paper.in_macros(macros))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from lab.machine import console
 from lab.measure.comparison import Comparison
 from lab.measure.statistics import Verdict
 from lab.report import sentences
-from lab.report.measurements import changes_beyond_chance
+from lab.report.measurements import beyond_chance, changes_from_first
 from lab.report.results import Results
 
 MOST_FINDINGS = 3
@@ -118,7 +118,8 @@ def find_beyond_chance(results: Results) -> Iterator[str]:
                 yield f"By class {comparison.network.title} is {verdict} on {names}."
     if results.stress is None:
         return
-    shown = [one for one in changes_beyond_chance(results.stress) if one.metric.shown]
+    surviving = beyond_chance(changes_from_first(results.stress), results.stress.level)
+    shown = [one for one in surviving if one.metric.shown]
     for change in sorted(shown, key=lambda one: one.p_holm):
         yield f"{sentences.say_change(change)}{sentences.say_direction(change)}."
     if not shown:

@@ -173,9 +173,9 @@ def changes_from_first(stress: Outcome) -> list[Change]:
     return [dataclasses.replace(one, p_holm=p) for one, p in zip(found, p_holm, strict=True)]
 
 
-def changes_beyond_chance(stress: Outcome) -> list[Change]:
-    """Those of them that survive the correction over all of them."""
-    return [one for one in changes_from_first(stress) if one.p_holm < stress.level]
+def beyond_chance(changes: Sequence[Change], level: float) -> list[Change]:
+    """Those of all the changes that survive the correction over them."""
+    return [one for one in changes if one.p_holm < level]
 
 
 def changes_by_network(stress: Outcome) -> dict[Network, dict[str, Change]]:

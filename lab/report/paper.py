@@ -6,7 +6,7 @@ lists to loop over.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -56,8 +56,12 @@ def latex_values(results: Results) -> str:
         main_table = tables.main_stress_table(results.stress)
         macros["mainstresstable"] = tables.in_latex(main_table, wrapped)
         macros["narrowstresstable"] = tables.in_latex(tables.narrow_stress_table(results.stress))
-    for name, content in macros.items():
-        lines.append(rf"\newcommand{{\{name}}}{{{content}}}")
+    return "\n".join(lines) + "\n" + in_macros(macros)
+
+
+def in_macros(contents: Mapping[str, str]) -> str:
+    """LaTeX's definitions of macros, by their names."""
+    lines = [rf"\newcommand{{\{name}}}{{{content}}}" for name, content in contents.items()]
     return "\n".join(lines) + "\n"
 
 

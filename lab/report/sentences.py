@@ -21,7 +21,7 @@ from lab.measure.planning import MOST_SEEDS, Planning, SeedCount
 from lab.measure.statistics import Difference, Interval, Verdict
 from lab.measure.stress import Outcome
 from lab.measure.suspects import LabelSuspects, Rejected
-from lab.report.measurements import Change, changes_beyond_chance, changes_from_first
+from lab.report.measurements import Change, beyond_chance, changes_from_first
 from lab.report.results import Results
 
 
@@ -439,7 +439,7 @@ def say_changes(stress: Outcome) -> str:
     changes = changes_from_first(stress)
     if not changes:
         return ""
-    surviving = changes_beyond_chance(stress)
+    surviving = beyond_chance(changes, stress.level)
     rows = f"Of {len(changes)} differences from {whose_differences(stress)} in the table"
     if not surviving:
         return f"{rows}, none is beyond chance (Holm-corrected over all of them)."
@@ -450,7 +450,7 @@ def say_changes(stress: Outcome) -> str:
 def say_changes_in_short(stress: Outcome) -> str:
     """How many do, and of the results chosen to be shown which."""
     changes = changes_from_first(stress)
-    surviving = changes_beyond_chance(stress)
+    surviving = beyond_chance(changes, stress.level)
     if not surviving:
         return say_changes(stress)
     chosen = [one for one in surviving if one.metric.shown]

@@ -1,5 +1,7 @@
 """Drawn shapes: the same from the same seed, with true masks, and what is known of them."""
 
+import hashlib
+
 import pytest
 import torch
 
@@ -33,17 +35,9 @@ def test_shapes_are_drawn_from_their_seed_with_true_masks():
 
 
 def test_without_difficulty_the_images_are_those_of_earlier_versions():
-    """All but a few pixels: OpenCV 4.10 on AVX-512 draws one in a hundred otherwise."""
-    some = shapes.draw(50, 5).pixels[::10, 4::12, 4::12, 1].flatten(1)
-    earlier = [
-        [200, 192, 191, 200, 98, 105, 196, 184, 248],
-        [181, 188, 150, 30, 29, 193, 179, 176, 196],
-        [44, 22, 20, 15, 115, 114, 4, 0, 28],
-        [247, 140, 231, 255, 148, 147, 188, 255, 253],
-        [172, 239, 199, 241, 248, 139, 146, 150, 158],
-    ]
-    is_same = (some.int() - torch.tensor(earlier)).abs() <= 1
-    assert is_same.float().mean() > 0.9
+    """OpenCV 4.10 draws one pixel value in a hundred otherwise where there is AVX-512."""
+    digest = hashlib.sha256(shapes.draw(50, 5).pixels.numpy().tobytes()).hexdigest()
+    assert digest[:16] in ("c952e231e9d33c9f", "42fa66d1b32b0d41")
 
 
 def test_harder_shapes_are_smaller_fainter_and_noisier():
