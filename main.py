@@ -162,11 +162,11 @@ class Recipe:
     """share of the training images that is held out for validation"""
 
     # The drawn dataset
-    shapes_train: Annotated[int, Between(200, 1e6)] = 5000
+    shapes_train: Annotated[int, Between(200, 1e6)] = 2500
     """drawn images to train and validate on"""
     shapes_seed: Seed = 0
     """seed of the drawing, apart from --seed"""
-    shapes_difficulty: Share = 1.0
+    shapes_difficulty: Share = 0.75
     """how small, faint and noisy the drawn shapes are, from 0 to 1"""
 
     def image_size(self, epoch: int) -> int:
