@@ -77,6 +77,9 @@ class Difference:
 
 # ---- Means, and how sure they are
 
+# The least that a p can be: SciPy 1.17 gives some quantiles of t at 1e-300 as minus infinity.
+LEAST_TAIL = 1e-100
+
 
 class Test(Protocol):
     """A difference that can be tested: for being zero, and for being as large as a margin."""
@@ -188,14 +191,13 @@ class SeedsAndImages:
         """The chance to lie farther than `distance` to one side of the true mean."""
         if distance < 0:
             return 1 - self.tail_beyond(-distance)
-        least = 1e-300
         if distance == 0 or self.half_width(0.5 - 1e-12) >= distance:
             return 0.5
-        if self.half_width(least) <= distance:
-            return least
+        if self.half_width(LEAST_TAIL) <= distance:
+            return LEAST_TAIL
         root = scipy.optimize.brentq(
             lambda exponent: self.half_width(math.exp(exponent)) - distance,
-            math.log(least),
+            math.log(LEAST_TAIL),
             math.log(0.5 - 1e-12),
         )
         return math.exp(root)

@@ -254,6 +254,23 @@ def test_p_is_where_the_interval_ends_at_zero(degrees):
     assert of_seeds.p() == pytest.approx(2 * scipy.stats.t.sf(2, 3))
 
 
+def test_seeds_that_all_agree_leave_the_images_error():
+    """However many: SciPy 1.17's quantiles of t, far out, are infinite with 3 to 10 degrees."""
+    for degrees in range(1, 100):
+        test = statistics.SeedsAndImages(0.0, 0.0, degrees, 0.5)
+        assert test.margin_p(1.0) == pytest.approx(scipy.stats.norm.sf(2), rel=1e-6)
+        far = statistics.SeedsAndImages(50.0, 0.0, degrees, 0.1)
+        assert 0 < far.p() < 1e-90
+
+
+@pytest.mark.parametrize("seeds", range(2, 13))
+def test_a_difference_that_is_the_same_for_every_seed_is_judged(seeds):
+    same = np.zeros((seeds, 200))
+    assert statistics.judge(same, RULES).verdict is Verdict.UNDECIDED
+    same[:, :100] = 100
+    assert statistics.judge(same, RULES).verdict is Verdict.BETTER
+
+
 @pytest.mark.parametrize(
     "seeds", [2, 3, *(pytest.param(seeds, marks=pytest.mark.slow) for seeds in (5, 10))]
 )
