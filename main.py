@@ -166,7 +166,7 @@ class Recipe:
     """drawn images to train and validate on"""
     shapes_seed: Seed = 0
     """seed of the drawing, apart from --seed"""
-    shapes_difficulty: Share = 0.75
+    shapes_difficulty: Share = 0.72
     """how small, faint and noisy the drawn shapes are, from 0 to 1"""
 
     def image_size(self, epoch: int) -> int:
