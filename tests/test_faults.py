@@ -227,7 +227,7 @@ def finished_files(output):
 
 
 @pytest.mark.slow
-def test_ranks_share_the_trainings_and_one_that_dies_costs_no_bit(tmp_path):
+def test_ranks_share_the_trainings_and_one_that_dies_costs_no_bit(tmp_path, undrawn):
     """The run ends in a line, the same command trains what is missing, and the results are those of
     one process."""
     # Long enough that no rank finishes before another has started.
@@ -260,9 +260,8 @@ def test_ranks_share_the_trainings_and_one_that_dies_costs_no_bit(tmp_path):
     TRIED["dead ranks"] += 1
 
 
-LATE = """
-import sys, time
-import main
+LATE = f"""
+import runpy, time
 from lab.measure import trainings
 
 real = trainings.delete
@@ -272,7 +271,7 @@ def late(*arguments):
     return real(*arguments)
 
 trainings.delete = late
-main.main(sys.argv[1:])
+runpy.run_path({str(SKETCHING)!r}, run_name="__main__")
 """
 
 
