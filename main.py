@@ -564,8 +564,8 @@ def count_parameters(module: nn.Module) -> int:
 
 
 # Those that take part unless --networks names others. The first is the one that the others are
-# compared with. The colours are Tol's: they can
-# be told apart by colour-blind readers and in grey print.
+# compared with. The colours are Tol's: they can be told apart by colour-blind readers and in grey
+# print.
 NETWORKS: list[Network] = [
     Network(
         "baseline", "Baseline", "#004488", "o",
