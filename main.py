@@ -236,7 +236,6 @@ class Settings:
     recipe: Recipe = field(default_factory=Recipe)
     download: download.Settings = field(default_factory=download.Settings)
     rules: statistics.Settings = field(default_factory=statistics.Settings)
-    failures: failures.Settings = field(default_factory=failures.Settings)
     stress_tests: stress.Settings = field(default_factory=stress.Settings)
 
     def output(self) -> Path:
@@ -1042,7 +1041,7 @@ def measure(
         results = replace(results, explained=explained)
 
     with parts.part("failures"):
-        dossier = failures.study(by_network, data, settings.failures, rules, seed)
+        dossier = failures.study(by_network, data, rules, seed)
         results = replace(results, failures=dossier)
         writer.write_predictions(dossier, files)
     writer.write_numbers(results, files)
@@ -1124,7 +1123,6 @@ def describe_setup(settings: Settings, rules: statistics.Settings) -> Setup:
         epochs=settings.recipe.epochs,
         stages=len(settings.recipe.widths),
         rules=rules,
-        sure_levels=settings.failures.sure_levels,
     )
 
 

@@ -138,7 +138,7 @@ def stressed(outcome):
 def dossier(trained, evaluated):
     """The failures of these networks."""
     settings, _, data, _ = trained
-    return failures.study(evaluated, data, settings.failures, settings.rules, 42)
+    return failures.study(evaluated, data, settings.rules, 42)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ BAD = [
     "--validation 0.9 --dataset shapes --shapes-train 200 --batch-size 21",
     "--shapes-test 1000000000", "--shapes-train 1000000000", "--score-resamples 1000000000",
     "--batch-size 1 --widths 8 8 8 8", "--power 0.1 --level 0.2",
-    "--calibration-bins 1000000000", "--data-dir ~nobody-of-this-name/data",
+    "--curve-steps 1000000000", "--data-dir ~nobody-of-this-name/data",
 ]  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def test_command_line_becomes_settings():
         "",
         "--dataset shapes --seeds 3 --stress quick",
         "--widths 8 9 --learning-rate 0.5 --retrain --attack-images 30",
-        "--epsilons 0.5 2.0 --precision fp32 --sure-levels 50.0 60.0",
+        "--epsilons 0.5 2.0 --precision fp32 --conformal-misses 0.2 0.1",
     ],
 )
 def test_settings_become_the_command_line(options):

@@ -24,6 +24,8 @@ from lab.measure.estimates import (
 )
 from lab.measure.evaluation import Evaluation, at_labels
 
+BINS = 15  # of confidence, in the calibration error
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -106,11 +108,7 @@ def bins_of(confidence: Tensor, bins: int) -> Tensor:
 
 
 def study(
-    evaluations: Sequence[Evaluation],
-    labels: Tensor,
-    bins: int,
-    rules: statistics.Settings,
-    seed: int,
+    evaluations: Sequence[Evaluation], labels: Tensor, rules: statistics.Settings, seed: int
 ) -> Scores:
     """One network's calibration on the test images, as trained and with the temperature."""
     temperature = np.array([evaluation.temperature for evaluation in evaluations])
@@ -119,8 +117,8 @@ def study(
     return Scores(
         temperature=estimate_by_seed(temperature, rules),
         is_temperature_known=all(one.held_out.says_how_unsure() for one in evaluations),
-        as_trained=score(as_trained, labels, bins, rules, seed),
-        scaled=score(scaled, labels, bins, rules, seed),
+        as_trained=score(as_trained, labels, BINS, rules, seed),
+        scaled=score(scaled, labels, BINS, rules, seed),
     )
 
 

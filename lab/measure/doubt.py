@@ -41,8 +41,6 @@ from lab.measure.models import Model, fingerprint
 class Settings:
     """How doubt and calibration are measured."""
 
-    calibration_bins: Annotated[int, Between(1, 1000)] = 15
-    """bins of confidence in the calibration error"""
     conformal_misses: Annotated[tuple[float, ...], Between(0.001, 0.9)] = (0.05, 0.01)
     """shares of images whose set of likely classes may miss the true one"""
     foreign_images: ImageCount = 2000
@@ -331,7 +329,7 @@ def study_shift(
 
     `corrupted` are logits [seeds, corruptions, severities, N, classes], `labels` int64 [N].
     """
-    bins = settings.calibration_bins
+    bins = calibration.BINS
     error_as_trained = []
     error_scaled = []
     likelihood_as_trained = []

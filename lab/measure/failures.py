@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lab.data.images import Dataset, Images
-from lab.machine.options import Between
 from lab.measure import gallery, gradcam, people, statistics, suspects
 from lab.measure.attributes import (
     Association,
@@ -39,15 +38,7 @@ if TYPE_CHECKING:
 OF_A_KIND = 6  # images of each kind in the failure figure, where they fill its rows
 CONFUSED_PAIRS = 5  # pairs of classes whose confusion is told of, the most frequent first
 NAMED_ATTRIBUTES = 3  # those that are named as going with mistakes, the strongest first
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is told of the networks' mistakes."""
-
-    sure_levels: Annotated[tuple[float, ...], Between(0, 100)] = (50, 60, 70, 80, 90, 95, 99)
-    """confidences, in percent, from which mistakes are counted"""
-    people: people.Settings = field(default_factory=people.Settings)
+SURE_LEVELS = (50, 60, 70, 80, 90, 95, 99)  # % of confidence from which mistakes are counted
 
 
 class Transition(enum.StrEnum):
@@ -112,20 +103,19 @@ class SureMistakes:
 def count_sure_mistakes(
     evaluations: Sequence[Evaluation],
     first_evaluations: Sequence[Evaluation],
-    levels: Sequence[float],
     rules: statistics.Settings,
 ) -> SureMistakes:
     """With the same tests as accuracy has, and one of what the temperature takes away."""
-    as_trained, scaled = sure_mistakes_by_seed(evaluations, levels)
-    first, first_scaled = sure_mistakes_by_seed(first_evaluations, levels)
+    as_trained, scaled = sure_mistakes_by_seed(evaluations)
+    first, first_scaled = sure_mistakes_by_seed(first_evaluations)
     change = as_trained.astype(int) - first
     change_scaled = scaled.astype(int) - first_scaled
     of_scaling = []
-    for k in range(len(levels)):
+    for k in range(len(SURE_LEVELS)):
         of_scaling.append(statistics.judge(100.0 * (change - change_scaled)[:, k], rules).p)
     return SureMistakes(
         network=evaluations[0].trained.network,
-        levels=tuple(levels),
+        levels=SURE_LEVELS,
         as_trained=as_trained.sum(2),
         scaled=scaled.sum(2),
         p_as_trained=p_of_changes(change, rules),
@@ -134,22 +124,20 @@ def count_sure_mistakes(
     )
 
 
-def sure_mistakes_by_seed(
-    evaluations: Sequence[Evaluation], levels: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray]:
+def sure_mistakes_by_seed(evaluations: Sequence[Evaluation]) -> tuple[np.ndarray, np.ndarray]:
     """As trained, and with the temperature: bool [seeds, levels, images] each."""
     as_trained = []
     scaled = []
     for one in evaluations:
-        as_trained.append(sure_mistakes(one.logits, one.correct, levels))
-        scaled.append(sure_mistakes(one.scaled_logits(), one.correct, levels))
+        as_trained.append(sure_mistakes(one.logits, one.correct))
+        scaled.append(sure_mistakes(one.scaled_logits(), one.correct))
     return np.stack(as_trained), np.stack(scaled)
 
 
-def sure_mistakes(logits: Tensor, correct: np.ndarray, levels: Sequence[float]) -> np.ndarray:
+def sure_mistakes(logits: Tensor, correct: np.ndarray) -> np.ndarray:
     """At each level, which images are mistaken with at least so much confidence: bool [L, N]."""
     confidence = 100 * logits.softmax(1).amax(1).numpy()
-    return np.stack([(confidence >= level) & ~correct for level in levels])
+    return np.stack([(confidence >= level) & ~correct for level in SURE_LEVELS])
 
 
 def p_of_changes(change: np.ndarray, rules: statistics.Settings) -> tuple[float, ...]:
@@ -268,7 +256,6 @@ def group_mistakes(
     test: Images,
     suspected: Sequence[int],
     people_for_label: np.ndarray | None,
-    sure: float,
     count: int,
 ) -> tuple[MistakeGroup, ...]:
     """At most `count` images a group, most confident first, with all networks' answers.
@@ -276,7 +263,7 @@ def group_mistakes(
     First what all get wrong, by their mean confidence, then what each alone does: no image is in
     two groups. No two of a group have the same true and the same predicted class, so that one
     confusion does not fill it. Where it is known what percent of people [N] choose the label,
-    images on which at least `sure` percent do come before all others.
+    images of which people are sure come before all others.
     """
 
     def explain(index: Tensor) -> tuple[Mistake, ...]:
@@ -288,7 +275,7 @@ def group_mistakes(
 
     clear = np.zeros(len(test), bool)
     if people_for_label is not None:
-        clear = people_for_label >= sure
+        clear = people_for_label >= people.SURE
     wrong = np.stack([~evaluation.correct for evaluation in evaluations])
     confidence = torch.stack([evaluation.confidence for evaluation in evaluations])
 
@@ -407,9 +394,7 @@ class Dossier:
     gallery: Gallery  # of the first seed
 
 
-def study(
-    by_network: ByNetwork, data: Dataset, settings: Settings, rules: statistics.Settings, seed: int
-) -> Dossier:
+def study(by_network: ByNetwork, data: Dataset, rules: statistics.Settings, seed: int) -> Dossier:
     """What the networks of all seeds get wrong."""
     test = data.test
     first_evaluations = by_network[first_key(by_network)]
@@ -423,9 +408,7 @@ def study(
     for evaluations in by_network.values():
         if evaluations is not first_evaluations:
             transition_counts.append(count_transitions(evaluations, first_evaluations))
-        mistakes.append(
-            count_sure_mistakes(evaluations, first_evaluations, settings.sure_levels, rules)
-        )
+        mistakes.append(count_sure_mistakes(evaluations, first_evaluations, rules))
         for attribute in [*on_pixels, distance_from_class(evaluations, test.labels)]:
             associations.append(associate(attribute, evaluations, rules))
         scores.append(score_classes(evaluations, test.labels, len(data.classes)))
@@ -436,13 +419,9 @@ def study(
     people_for_label = None
     if data.people is not None:
         people_for_label = people.shares_for(data.people, test.labels)
-        of_people = people.compare(
-            by_network, test.labels, data.people, settings.people, rules, seed
-        )
+        of_people = people.compare(by_network, test.labels, data.people, rules, seed)
     return Dossier(
-        groups=group_mistakes(
-            first_seed, test, suspected, people_for_label, settings.people.sure(), OF_A_KIND
-        ),
+        groups=group_mistakes(first_seed, test, suspected, people_for_label, OF_A_KIND),
         transitions=tuple(transition_counts),
         mistakes=tuple(mistakes),
         associations=tuple(associations),

@@ -11,7 +11,6 @@ import enum
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 import scipy
@@ -19,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lab.machine.options import Between
 from lab.measure import calibration, statistics
 from lab.measure.estimates import (
     PERCENT,
@@ -32,17 +30,8 @@ from lab.measure.estimates import (
 from lab.measure.evaluation import ByNetwork, Evaluation, at_labels, correct_by_seed, first_key
 from lab.measure.statistics import Difference, Interval
 
-
-@dataclass(frozen=True)
-class Settings:
-    """When people count as agreeing."""
-
-    people_levels: Annotated[tuple[float, ...], Between(0.1, 100)] = (50, 80, 95)
-    """shares of people, in percent, by whose agreement with the label mistakes are told apart"""
-
-    def sure(self) -> float:
-        """From which share on people count as sure, in percent."""
-        return max(self.people_levels)
+LEVELS = (50, 80, 95)  # % of people who agree with the label: mistakes are told apart by them
+SURE = max(LEVELS)  # from which share on people count as sure
 
 
 class Outcome(enum.StrEnum):
@@ -70,7 +59,7 @@ class Group:
 class Scores:
     """Mistakes that people make too, and mistakes that they don't."""
 
-    sure: float  # the share of people, in percent, from which on they count as sure
+    sure: float  # SURE
     groups: tuple[Group, ...]  # the least agreement first
     clear: Group | None  # the images of which people are sure; None where there are none
     unclear: Group | None  # all others
@@ -90,30 +79,25 @@ def shares_for(people: Tensor, labels: Tensor) -> np.ndarray:
 
 
 def compare(
-    by_network: ByNetwork,
-    labels: Tensor,
-    people: Tensor,
-    settings: Settings,
-    rules: statistics.Settings,
-    seed: int,
+    by_network: ByNetwork, labels: Tensor, people: Tensor, rules: statistics.Settings, seed: int
 ) -> Scores:
     """The mistakes of all networks; `people` float64 [N, classes] are shares."""
     share = shares_for(people, labels)
     correct = {key: correct_by_seed(evaluations) for key, evaluations in by_network.items()}
     clear = None
     unclear = None
-    for group in find_groups(correct, share, (settings.sure(),), rules):
-        if group.low == settings.sure():
+    for group in find_groups(correct, share, (SURE,), rules):
+        if group.low == SURE:
             clear = group
         else:
             unclear = group
     return Scores(
-        sure=settings.sure(),
-        groups=find_groups(correct, share, settings.people_levels, rules),
+        sure=SURE,
+        groups=find_groups(correct, share, LEVELS, rules),
         clear=clear,
         unclear=unclear,
         share=share_by_outcome(np.stack(list(correct.values())), share, rules, seed),
-        contrast=find_contrasts(correct, share >= settings.sure(), rules, seed),
+        contrast=find_contrasts(correct, share >= SURE, rules, seed),
     )
 
 
@@ -225,19 +209,15 @@ class Calibrated:
 
 
 def study_probabilities(
-    evaluations: Sequence[Evaluation],
-    people: Tensor,
-    bins: int,
-    rules: statistics.Settings,
-    seed: int,
+    evaluations: Sequence[Evaluation], people: Tensor, rules: statistics.Settings, seed: int
 ) -> Calibrated:
     """One network's probabilities on the test images; `people` float64 [N, classes] are shares."""
     as_trained = [evaluation.logits for evaluation in evaluations]
     scaled = [evaluation.scaled_logits() for evaluation in evaluations]
     return Calibrated(
         floor=float(entropy(people).mean()),
-        as_trained=score(as_trained, people, bins, rules, seed),
-        scaled=score(scaled, people, bins, rules, seed),
+        as_trained=score(as_trained, people, calibration.BINS, rules, seed),
+        scaled=score(scaled, people, calibration.BINS, rules, seed),
     )
 
 

@@ -156,11 +156,10 @@ def run(
         )
 
     def study_doubt(key: str, _: Tick) -> Doubts:
-        bins = settings.doubt.calibration_bins
-        calibrated = calibration.study(by_network[key], data.test.labels, bins, rules, seed)
+        calibrated = calibration.study(by_network[key], data.test.labels, rules, seed)
         of_people = None
         if data.people is not None:
-            of_people = people.study_probabilities(by_network[key], data.people, bins, rules, seed)
+            of_people = people.study_probabilities(by_network[key], data.people, rules, seed)
         doubted = doubt.study(
             key, by_network, corrupted, data, settings.doubt, rules, seed, hardware, pieces
         )

@@ -79,7 +79,6 @@ class Setup:
     epochs: int
     stages: int  # of the networks
     rules: statistics.Settings
-    sure_levels: tuple[float, ...]  # confidences, in percent
 
 
 @dataclass(frozen=True)

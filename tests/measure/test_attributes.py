@@ -112,7 +112,7 @@ def test_a_planted_weakness_is_found(tmp_path):
     data = dataclasses.replace(data, splits={42: kept})
     trained = main.train_all(main.training_jobs(settings), data, hardware)
     evaluations = evaluate_all(trained, data, hardware)
-    dossier = failures.study(evaluations, data, settings.failures, settings.rules, 42)
+    dossier = failures.study(evaluations, data, settings.rules, 42)
     by_attribute = {group[0].attribute: group for group in dossier.common}
     assert by_attribute["brightness"][0].correlation.high < -0.2
     assert "less brightness" in sentences.say_common(dossier.common)

@@ -102,10 +102,7 @@ def test_dividing_the_logits_makes_a_network_less_sure_and_no_better(trained, ev
     labels = torch.where(torch.arange(400) % 3 == 0, (run.predicted + 1) % 10, run.predicted)
     first = evaluate(run.trained, Outputs(run.features, run.logits), labels, run.held_out)
     other = evaluate(dataclasses.replace(run.trained, network=SE), outputs, labels, halved)
-    found = [
-        failures.count_sure_mistakes([one], [first], settings.failures.sure_levels, settings.rules)
-        for one in (first, other)
-    ]
+    found = [failures.count_sure_mistakes([one], [first], settings.rules) for one in (first, other)]
     (said,) = sentences.say_sureness(found, 0.05)
     assert "makes fewer mistakes than Baseline as trained" in said
     assert "scaling the temperature changes that" in said
@@ -160,7 +157,7 @@ def test_failures_are_of_distinct_kinds_with_all_networks_answers():
     model = build_network(SE, recipe, 4)
     called = torch.tensor([1, 0, 0, 2, 0, 0])
     second = evaluation_of(called, confidence, labels, model=model, network=SE)
-    groups = failures.group_mistakes([first, second], test, [4], None, 95, 5)
+    groups = failures.group_mistakes([first, second], test, [4], None, 5)
     # of the two that the first calls 1, the surer
     assert [indices(group) for group in groups] == [[0], [4, 1, 2], [3]]
     assert [group.network for group in groups] == [None, BASELINE, SE]
@@ -169,11 +166,11 @@ def test_failures_are_of_distinct_kinds_with_all_networks_answers():
             assert [answer.network for answer in mistake.image.answers] == [BASELINE, SE]
             assert mistake.is_suspect == (mistake.image.index == 4)
             assert mistake.people_for_label is None
-    groups = failures.group_mistakes([first, second], test, [], None, 95, 1)
+    groups = failures.group_mistakes([first, second], test, [], None, 1)
     assert [indices(group) for group in groups] == [[0], [4], [3]]
     # those that people are sure of come first
     share = np.array([90, 95, 96, 97, 94, 99.0])
-    groups = failures.group_mistakes([first, second], test, [], share, 95, 5)
+    groups = failures.group_mistakes([first, second], test, [], share, 5)
     assert [indices(group) for group in groups] == [[0], [1, 2, 4], [3]]
     assert [mistake.people_for_label for mistake in groups[1].mistakes] == [95, 96, 94]
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+import torch.nn.functional as F
 from helpers import KEYS, SE, evaluation_of
 
 from lab.measure import calibration, people, statistics
@@ -34,7 +35,7 @@ def made(images=400, mended=0, seed=0):
 
 def test_mistakes_are_counted_by_peoples_agreement():
     labels, shares, by_network = made(mended=15)
-    found = people.compare(by_network, labels, shares, people.Settings(), RULES, 42)
+    found = people.compare(by_network, labels, shares, RULES, 42)
     assert [(group.low, group.images) for group in found.groups] == [(50, 200), (95, 200)]
     assert found.clear.low == 95 and found.unclear.high == 95
     assert found.groups[1].mistakes == {"baseline": 20, "se_attention": 5}
@@ -66,10 +67,11 @@ def test_networks_that_mend_both_kinds_alike_are_seldom_told_to_differ():
 
 
 def test_where_people_are_sure_of_all_or_none_nothing_is_contrasted():
-    labels, shares, by_network = made()
-    for sure in (10.0, 99.0):
-        settings = people.Settings(people_levels=(sure,))
-        found = people.compare(by_network, labels, shares, settings, RULES, 42)
+    labels, _, by_network = made()
+    all_agree = F.one_hot(labels, 4).double()
+    none_agrees = torch.full((len(labels), 4), 0.25, dtype=torch.float64)
+    for shares in (all_agree, none_agrees):
+        found = people.compare(by_network, labels, shares, RULES, 42)
         assert found.contrast == {} and None in (found.clear, found.unclear)
 
 
