@@ -185,21 +185,21 @@ def say_seeds(found: SeveralSeeds, seeds: int, rules: statistics.Settings) -> st
     """What several seeds tell beside the verdict."""
     both = found.interval_over_seeds_and_images
     quality = found.spread.of_quality
-    likely = []
-    for posterior in found.posteriors:
-        likely.append(f"{posterior.probability:.3g} below {posterior.bound:g}")
+    bounds = join_with_and([f"{posterior.bound:g}" for posterior in found.posteriors])
+    likely = join_with_and([f"{posterior.probability:.3g}" for posterior in found.posteriors])
     sentences = [
         f"For other images as well as other seeds the interval is {both.low:+.2f} to "
         f"{both.high:+.2f}.",
-        f"The effect is {found.effect_size:+.2f} standard deviations from seed to seed; that of "
-        f"quality alone is {quality.value:.2f} points ({quality.low:.2f} to {quality.high:.2f}).",
+        f"The effect is {found.effect_size:+.2f} standard deviations from seed to seed; quality "
+        f"alone varies by one of {quality.value:.2f} points ({quality.low:.2f} to "
+        f"{quality.high:.2f}).",
         say_planning(found.planning, seeds, rules),
     ]
     if rules.margin > 0:
         sentences.insert(
             1,
-            f"After these seeds the probability of a difference {join_with_and(likely)} points is "
-            "that of a Bayesian t test with a flat prior.",
+            f"The true difference is smaller than {bounds} points, to either side, with a "
+            f"probability of {likely}, by a Bayesian t test with a flat prior.",
         )
     return " ".join(sentences)
 
