@@ -74,8 +74,8 @@ def say_recipe(record: dict[str, Any]) -> str:
     """What a row must say of how its networks were trained."""
     settings = record["settings"]
     head = "" if settings["head"] == "mean" else f", head {settings['head']}"
-    seeds = "1 seed" if settings["seeds"] == 1 else f"{settings['seeds']} seeds"
-    return f"{head}, {settings['epochs']} epochs, {seeds}"
+    epochs = sentences.number_of(settings["epochs"], "epoch")
+    return f"{head}, {epochs}, {sentences.number_of(settings['seeds'], 'seed')}"
 
 
 def say_runs(runs: Sequence[dict[str, Any]]) -> list[str]:

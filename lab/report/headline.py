@@ -5,11 +5,12 @@ In come results; out come a few sentences, the same for the terminal, the summar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lab.machine import console
 from lab.measure.comparison import Comparison
+from lab.measure.planning import MOST_SEEDS, SeedCount
 from lab.measure.statistics import Verdict
 from lab.report import sentences
 from lab.report.measurements import beyond_chance, changes_from_first
@@ -47,7 +48,7 @@ def headline(results: Results) -> Headline:
     seeds = list(setup.seeds)
     of_seeds = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
     made = [
-        f"{results.dataset}, {of_seeds}, {setup.epochs} epochs",
+        f"{results.dataset}, {of_seeds}, {sentences.number_of(setup.epochs, 'epoch')}",
         f"{results.hardware.description}, {results.hardware.precision}",
         setup.date,
     ]
@@ -81,7 +82,11 @@ def say_what_decides(results: Results) -> str:
             f"One seed can't speak for the architecture: --seeds {MORE_SEEDS} says more, in about "
             f"{minutes(results, MORE_SEEDS - seeds)} more here."
         )
-    needed = max((seeds_to_decide(one) for one in results.comparisons), default=0)
+    needed = 0
+    for counted in counts_that_decide(results.comparisons):
+        if counted.seeds is None:
+            return f"As far as these seeds tell, not even {MOST_SEEDS:,} would decide it."
+        needed = max(needed, counted.seeds)
     if needed <= seeds:
         return ""
     return (
@@ -91,13 +96,13 @@ def say_what_decides(results: Results) -> str:
     )
 
 
-def seeds_to_decide(comparison: Comparison) -> int:
-    """0 where it is decided, or no number that can be planned would do."""
-    over_seeds = comparison.overall.over_seeds
-    is_open = comparison.overall.difference.verdict is Verdict.UNDECIDED
-    if not is_open or over_seeds is None or over_seeds.planning.deciding is None:
-        return 0
-    return over_seeds.planning.deciding.seeds or 0
+def counts_that_decide(comparisons: Sequence[Comparison]) -> Iterator[SeedCount]:
+    """How many seeds would decide each comparison that is open, where that can be planned."""
+    for comparison in comparisons:
+        over_seeds = comparison.overall.over_seeds
+        is_open = comparison.overall.difference.verdict is Verdict.UNDECIDED
+        if is_open and over_seeds is not None and over_seeds.planning.deciding is not None:
+            yield over_seeds.planning.deciding
 
 
 def minutes(results: Results, seeds: int) -> str:

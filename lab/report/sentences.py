@@ -114,6 +114,11 @@ def say_looks(results: Results) -> str:
     )
 
 
+def number_of(count: int, thing: str) -> str:
+    """As in "1 epoch" and "15 epochs"."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
 def join_with_and(words: Sequence[str]) -> str:
     """As in a sentence: "a", "a and b", "a, b and c"."""
     *most, last = words

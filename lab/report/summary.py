@@ -75,13 +75,14 @@ def parts(results: Results) -> Iterator[Part]:
 def of_verdict(results: Results) -> Part:
     setup = results.setup
     count = len(setup.seeds)
-    seeds = f"{count} seed{'s' if count > 1 else ''}"
+    epochs = sentences.number_of(setup.epochs, "epoch")
+    seeds = sentences.number_of(count, "seed")
     said = [
         *sentences.say_verdicts(results),
         sentences.say_looks(results),
         sentences.say_retest(results),
-        f"Test accuracy in percent on {results.images.test:,} images, after {setup.epochs} epochs, "
-        f"{seeds}, on {results.hardware.description} in {results.hardware.precision}.",
+        f"Test accuracy in percent on {results.images.test:,} images, after {epochs}, {seeds}, "
+        f"on {results.hardware.description} in {results.hardware.precision}.",
     ]
     shown = [
         ShownTable("Test accuracy by network", tables.networks_table(results)),

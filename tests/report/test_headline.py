@@ -59,6 +59,9 @@ def test_several_seeds_say_how_many_would_decide(results):
     said = headline.headline(open_still).decides
     assert (f"--seeds {needed}" in said) == (needed > 3)
     assert headline.headline(over_seeds(results, gains, Verdict.EQUIVALENT)).decides == ""
+    few_images = rng.choice([-1, 0, 1], (3, 30), p=[0.3, 0.4, 0.3])
+    said = headline.headline(over_seeds(results, few_images, Verdict.UNDECIDED)).decides
+    assert said == "As far as these seeds tell, not even 1,000 would decide it."
 
 
 def test_findings_are_those_beyond_chance_the_surest_first(results, stressed, outcome):
