@@ -310,33 +310,41 @@ def plot_accuracy(results: Results) -> Figure:
 def plot_seeds(results: Results) -> Figure | None:
     """Left each seed's networks, joined; right each seed's change, and the mean change.
 
-    None of one seed, whose axes would make a cliff of any difference.
+    Of one network the left alone. None of one seed, whose axes would make a cliff of any
+    difference.
     """
     if len(results.setup.seeds) == 1:
         return None
-    figure = drawing.new_figure(0.42 * PAGE)
-    left, right = figure.subplots(1, 2)
-    titles = [of_network.network.title for of_network in results.networks]
     accuracy = []
     for of_network in results.networks:
         accuracy.append([run.accuracy for run in of_network.runs])
     by_network = np.array(accuracy)  # [networks, seeds]
-    left.plot(titles, by_network, color="0.4", marker="o", markersize=4)
-    left.set(xlim=(-0.5, len(titles) - 0.5), ylabel="test accuracy (%)")
+    titles = [of_network.network.title for of_network in results.networks]
+    figure = drawing.new_figure(0.42 * PAGE)
+    panels = figure.subplots(1, 2 if results.comparisons else 1, squeeze=False)[0]
+    panels[0].plot(titles, by_network, color="0.4", marker="o", markersize=4)
+    panels[0].set(xlim=(-0.5, len(titles) - 0.5), ylabel="test accuracy (%)")
+    if results.comparisons:
+        plot_changes(panels[1], results, by_network[1:] - by_network[0])
+        figure.legend(loc="outside upper right", ncols=2)
+    if len(titles) > 2:
+        for axes in panels:
+            axes.tick_params(axis="x", rotation=45)
+    return figure
+
+
+def plot_changes(axes: Axes, results: Results, change: np.ndarray) -> None:
+    """The `change` [networks, seeds] of all but the first network, and the margin."""
     if len(results.comparisons) == 1:
-        plot_changes_by_seed(right, results, by_network[1] - by_network[0])
+        plot_changes_by_seed(axes, results, change[0])
     else:
-        plot_changes_by_network(right, results, by_network[1:] - by_network[0])
-    right.axhline(0, color="black", linewidth=1)
+        plot_changes_by_network(axes, results, change)
+    axes.axhline(0, color="black", linewidth=1)
     margin = results.setup.rules.margin
     for bound, label in ((-margin, f"margin of {margin:g}"), (margin, None)):
-        right.axhline(bound, color="black", linestyle=":", linewidth=1, label=label)
-    right.set(ylabel=f"change from {titles[0]} (points)", ymargin=0.15)
-    if len(titles) > 2:
-        for axes in (left, right):
-            axes.tick_params(axis="x", rotation=45)
-    figure.legend(loc="outside upper right", ncols=2)
-    return figure
+        axes.axhline(bound, color="black", linestyle=":", linewidth=1, label=label)
+    first = results.networks[0].network.title
+    axes.set(ylabel=f"change from {first} (points)", ymargin=0.15)
 
 
 def plot_changes_by_seed(axes: Axes, results: Results, change: np.ndarray) -> None:

@@ -245,6 +245,18 @@ def test_the_seeds_numbers_do_not_collide(results, style, count):
         assert not one.overlaps(other)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_single_networks_seeds_are_drawn_without_changes(results, style):
+    setup = dataclasses.replace(results.setup, seeds=range(42, 44))
+    of_network = results.networks[0]
+    networks = (dataclasses.replace(of_network, runs=2 * of_network.runs),)
+    alone = dataclasses.replace(results, setup=setup, networks=networks, comparisons=())
+    figure = figures.plot_seeds(alone)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert axes.get_ylabel() == "test accuracy (%)"
+
+
 def test_errors_by_attribute_have_one_axis(results, style):
     """Panels side by side are read against each other."""
     *associations, last = results.failures.associations
