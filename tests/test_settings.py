@@ -73,8 +73,8 @@ def test_help_lists_every_option_and_its_default(capsys):
             shown = " ".join(map(str, default))
         if default is None:
             shown = {"output_dir": "output, for shapes output/shapes",
-                     "stress_images": "1000, of shapes 500",
-                     "attack_images": "400, of shapes 150"}[name]  # fmt: skip
+                     "stress_images": "1000, of shapes 250",
+                     "attack_images": "400, of shapes 60"}[name]  # fmt: skip
         mentions = [text[found.start() :] for found in re.finditer(f"--{flag(name)} ", text)]
         assert any(f"(default: {shown})" in mention[:300] for mention in mentions), name
 

@@ -67,8 +67,8 @@ def draw_shapes(
         title="Shapes",
         classes=classes,
         explained=classes[:5],
-        usually_corrupted=500,
-        usually_attacked=150,  # they withstand attacks for longer, which takes more time
+        usually_corrupted=250,
+        usually_attacked=60,  # they withstand attacks for longer, which takes more time
         train=shapes.draw(train, 2 * seed, difficulty),
         test=shapes.draw(test, 2 * seed + 1, difficulty),
         foreign=foreign,

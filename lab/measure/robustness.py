@@ -32,7 +32,7 @@ from lab.measure.statistics import Difference
 class Settings:
     """Which images are corrupted."""
 
-    stress_images: Annotated[int | None, Between(50), without_it("INT", "1000, of shapes 500")] = (
+    stress_images: Annotated[int | None, Between(50), without_it("INT", "1000, of shapes 250")] = (
         None
     )
     """test images to corrupt, the first of each class"""
