@@ -255,7 +255,7 @@ def test_p_is_where_the_interval_ends_at_zero(degrees):
 
 
 def test_seeds_that_all_agree_leave_the_images_error():
-    """However many: SciPy 1.17's quantiles of t, far out, are infinite with 3 to 10 degrees."""
+    """However many: SciPy 1.17's quantiles of t, far out, are infinite for some numbers of them."""
     for degrees in range(1, 100):
         test = statistics.SeedsAndImages(0.0, 0.0, degrees, 0.5)
         assert test.margin_p(1.0) == pytest.approx(scipy.stats.norm.sf(2), rel=1e-6)

@@ -17,6 +17,11 @@ from lab.measure.stress import Outcome
 from lab.report import measurements, sentences, summary
 
 
+def test_one_is_not_said_as_many():
+    assert sentences.number_of(1, "epoch") == "1 epoch"
+    assert sentences.number_of(15, "epoch") == "15 epochs"
+
+
 def test_what_the_temperature_takes_away_is_said():
     """Where the change as trained, and what scaling does to it, are both beyond chance."""
 
