@@ -41,9 +41,7 @@ IMAGES_AT_ONCE = 100  # on a CPU: what is lost when a run is killed
 class Settings:
     """Which images are attacked, and how hard."""
 
-    attack_images: Annotated[int | None, Between(10), without_it("INT", "400, of shapes 60")] = (
-        None
-    )
+    attack_images: Annotated[int | None, Between(10), without_it("INT", "400, of shapes 60")] = None
     """test images to attack, the first of each class"""
     epsilons: Annotated[tuple[float, ...], Between(0.01, 255)] = (0.25, 0.5, 1, 2, 4, 8)
     """largest change of a pixel by an attack, of 255"""
