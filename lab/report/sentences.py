@@ -190,7 +190,7 @@ def say_seeds(found: SeveralSeeds, seeds: int, rules: statistics.Settings) -> st
     """What several seeds tell beside the verdict."""
     both = found.interval_over_seeds_and_images
     quality = found.spread.of_quality
-    bounds = join_with_and([f"{posterior.bound:g}" for posterior in found.posteriors])
+    limits = join_with_and([f"{posterior.bound:g}" for posterior in found.posteriors])
     likely = join_with_and([f"{posterior.probability:.3g}" for posterior in found.posteriors])
     sentences = [
         f"For other images as well as other seeds the interval is {both.low:+.2f} to "
@@ -203,7 +203,7 @@ def say_seeds(found: SeveralSeeds, seeds: int, rules: statistics.Settings) -> st
     if rules.margin > 0:
         sentences.insert(
             1,
-            f"The true difference is smaller than {bounds} points, to either side, with a "
+            f"The true difference is smaller than {limits} points, to either side, with a "
             f"probability of {likely}, by a Bayesian t test with a flat prior.",
         )
     return " ".join(sentences)

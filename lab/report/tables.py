@@ -17,7 +17,7 @@ import pandas as pd
 
 from lab.measure import people
 from lab.measure.attributes import Association
-from lab.measure.failures import SURE_LEVELS, Dossier, Transition
+from lab.measure.failures import Dossier, Transition
 from lab.measure.retest import Retest
 from lab.measure.statistics import Difference, Interval
 from lab.measure.stress import Outcome
@@ -256,7 +256,8 @@ def transitions_table(results: Results, dossier: Dossier) -> Table:
 
 def mistakes_table(results: Results, dossier: Dossier) -> Table:
     """Mistakes by least confidence."""
-    table = Table("Mistakes of at least", [f"{level} % confidence" for level in SURE_LEVELS])
+    levels = dossier.mistakes[0].levels
+    table = Table("Mistakes of at least", [f"{level:g} % confidence" for level in levels])
     style = sentences.count_style(len(results.setup.seeds))
     for one in dossier.mistakes:
         title = one.network.title
