@@ -33,9 +33,22 @@ def commands():
     return [block for block in blocks if "pytest" not in block]
 
 
+def put_packages(environment):
+    """Into a new virtual environment what CI has just installed from requirements.txt, and no more.
+
+    So that the README's pip finds it there; without CI it installs all of it.
+    """
+    if "INSTALLED_BY_CI" in os.environ:
+        subprocess.run(["python3", "-m", "venv", str(environment)], check=True)
+        (packages,) = environment.glob("lib/python3*/site-packages")
+        shutil.rmtree(packages)
+        shutil.copytree(os.environ["INSTALLED_BY_CI"], packages, copy_function=os.link)
+
+
 @pytest.mark.clone
 def test_the_readmes_commands_run_in_a_fresh_clone(tmp_path):
     subprocess.run(["git", "clone", "-q", str(ROOT), str(tmp_path / "clone")], check=True)
+    put_packages(tmp_path / "clone" / ".venv")
     script = "set -e\n" + "".join(commands())
     script = script.replace("main.py\n", f"main.py {SMALL} --output-dir output\n")
     # What the first command has drawn the others need not draw again.

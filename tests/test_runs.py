@@ -27,7 +27,7 @@ from helpers import (
 from sketches import sketched
 
 import main
-from lab.data import benchmarks, shapes
+from lab.data import shapes
 from lab.machine import device, files, pieces
 from lab.measure import comparison as comparing
 from lab.measure import failures, gradcam, stress
@@ -290,8 +290,7 @@ def test_swapped_weights_are_refused(made_tiny_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_on_real_cifar10(cifar10_dir, tmp_path, monkeypatch):
-    """And once more, of the same weights, on corruptions that someone else has made."""
+def test_a_run_on_real_cifar10(cifar10_dir, tmp_path):
     small = ["--data-dir", cifar10_dir, "--output-dir", str(tmp_path), "--epochs", "1", *STRESS]
     small += ["--stem", "4", "--widths", "8", "16", "32"]
     main.main(small)
@@ -311,11 +310,17 @@ def test_a_run_on_real_cifar10(cifar10_dir, tmp_path, monkeypatch):
     assert bool(found["failures"]["people"]) == with_people
     assert ("peoples_doubt_scaled" in found["stress"]["baseline"]) == with_people
 
-    arrays = {"fog": np.zeros((5, 10_000, 32, 32, 3), np.uint8)}
-    monkeypatch.setattr(benchmarks, "find_official", lambda folder, labels, extra: arrays)
-    monkeypatch.setattr(drawing, "rendered", sketched)
-    main.main(small)
-    found = comparison(tmp_path)["corruptions"]
+
+def test_a_run_on_corruptions_that_someone_else_has_made(tiny_run, undrawn, monkeypatch):
+    load = main.load_data
+    arrays = {"fog": np.zeros((5, 100, 32, 32, 3), np.uint8)}
+
+    def load_with_official(settings):
+        return dataclasses.replace(load(settings), official=arrays)
+
+    monkeypatch.setattr(main, "load_data", load_with_official)
+    main.main(tiny(tiny_run, *STRESS))
+    found = comparison(tiny_run)["corruptions"]
     assert (found["count"], found["extra_count"], found["names"]) == (1, 0, ["fog"])
     assert found["source"] == "the published arrays"
     assert found["mean_is_over"] == "1 of the benchmark's 15 corruptions"

@@ -47,11 +47,19 @@ class Column:
             if number is None:
                 texts.append("")
             elif isinstance(number, Interval):
-                value, low, high = (printed(x, style) for x in dataclasses.astuple(number))
-                texts.append(f"{value} ({low} to {high})")
+                texts.append(printed_interval(number, style))
             else:
                 texts.append(printed(number, style))
         return texts
+
+
+def printed_interval(interval: Interval, style: Style) -> str:
+    """The value with its bounds; alone where nothing varied that its uncertainty could be seen by,
+    as of one seed's temperature, which the test images have no part in."""
+    value = printed(interval.value, style)
+    if interval.low == interval.high:
+        return value
+    return f"{value} ({printed(interval.low, style)} to {printed(interval.high, style)})"
 
 
 def printed(number: float, style: Style) -> str:

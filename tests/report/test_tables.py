@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from statsmodels.stats.multitest import multipletests
 
+from lab.measure.statistics import Interval
 from lab.report import measurements, sentences, tables
 
 
@@ -24,8 +25,9 @@ def test_tables_print_numbers_in_their_digits(results):
     for title, measurement in measured.items():
         digits = measurement.metric.digits
         interval = measurement.estimate.interval
-        shown = f"{interval.value:.{digits}f} "
-        shown += f"({interval.low:.{digits}f} to {interval.high:.{digits}f})"
+        shown = f"{interval.value:.{digits}f}"
+        if interval.low < interval.high:
+            shown += f" ({interval.low:.{digits}f} to {interval.high:.{digits}f})"
         assert interval.low <= measurement.estimate.mean() <= interval.high
         assert table.loc[title, "SE-Attention"] == shown
         in_percent = measurement.metric.unit in ("%", "points")
@@ -93,3 +95,12 @@ def test_a_p_that_is_not_corrected_is_not_called_so(results):
     (column,) = [name for name in texts.columns if "p (" in name]
     assert "of classes: Holm" in column
     assert texts.index[-1] == "Overall"
+
+
+def test_what_did_not_vary_has_no_interval():
+    """One seed's temperature, which test images have no part in; the first network's mCE, which is
+    100 by definition."""
+    fixed = Interval(0.613, 0.613, 0.613)
+    known = Interval(0.0, 0.0, 0.69)
+    column = tables.Column("any", [fixed, known, None, 2.0], [".2f"] * 4)
+    assert column.texts() == ["0.61", "0.00 (0.00 to 0.69)", "", "2.00"]
