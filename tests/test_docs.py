@@ -155,7 +155,9 @@ def with_recomputed(run):
         of_rest=of_rest,
         largest=100,
     )
-    both = SeedsAndImages(test.mean, squares.error_of_seeds(), seeds - 1, squares.error_of_images())
+    both = SeedsAndImages(
+        test.mean, squares.error_of_seeds(), seeds, squares.error_of_images(), images
+    )
     recomputed = {
         "smallest_margin": difference.smallest_margin,
         "seeds_and_images": dataclasses.asdict(both.interval(0.95)),

@@ -336,7 +336,7 @@ class Scores:
     transferred: np.ndarray  # float64 [seeds, epsilons], under what was made for other networks
     median_epsilon: Estimate  # of 255; half of the images withstand it
     change: tuple[Interval, ...] | None  # of `robust` from the first network, in points
-    # From `robust` to `transferred`, by epsilon, with p corrected over these
+    # From `robust` to `transferred`, by epsilon; p is corrected over these and all networks
     transfer: tuple[Difference, ...]
 
     def is_masked(self) -> bool:
@@ -396,24 +396,25 @@ def score(
     robust = {}  # bool [seeds, epsilons, images]
     for key, by_seed in attacked.items():
         robust[key] = np.stack([one.robust for one in by_seed])
+    transferred = transfer_of(attacked)
+    transfers = []
+    for key, of_network in robust.items():
+        transfers += judge_by_epsilon(100.0 * transferred[key] - 100.0 * of_network, rules)
+    corrected = iter(statistics.correct_differences(transfers, rules.level))
+
     first = robust[first_key(attacked)]
     scores = {}
     for key, by_seed in attacked.items():
-        transferred = np.ones_like(robust[key])
-        for other, others_by_seed in attacked.items():
-            if other != key:
-                transferred &= np.stack([one.correct_by_others[key] for one in others_by_seed])
         change = None
         if key != first_key(attacked):
             gains = 100.0 * robust[key] - 100.0 * first
             change = tuple(one.interval for one in judge_by_epsilon(gains, rules))
-        transfer = judge_by_epsilon(100.0 * transferred - 100.0 * robust[key], rules)
         clean = np.stack([one.clean for one in by_seed])
         scores[key] = Scores(
             epsilons=tuple(epsilons),
             clean=share_of(clean, rules),
             robust=tuple(share_of(robust[key][:, k], rules) for k in range(len(epsilons))),
-            transferred=100 * transferred.mean(2),
+            transferred=100 * transferred[key].mean(2),
             median_epsilon=estimate(
                 partial(median_epsilon, epsilons=epsilons),
                 [(one.clean, one.robust.T) for one in by_seed],
@@ -422,9 +423,24 @@ def score(
                 between=(0, max(epsilons)),
             ),
             change=change,
-            transfer=statistics.correct_differences(transfer, rules.level),
+            transfer=tuple(itertools.islice(corrected, len(epsilons))),
         )
     return scores
+
+
+def transfer_of(attacked: Mapping[str, Sequence[Attacked]]) -> dict[str, np.ndarray]:
+    """What each network classifies correctly of all that was made for the others.
+
+    By network, bool [seeds, epsilons, images].
+    """
+    transferred = {}
+    for key, by_seed in attacked.items():
+        transferred[key] = np.ones_like(np.stack([one.robust for one in by_seed]))
+        for other, others_by_seed in attacked.items():
+            if other != key:
+                seen = np.stack([one.correct_by_others[key] for one in others_by_seed])
+                transferred[key] &= seen
+    return transferred
 
 
 def share_of(correct: np.ndarray, rules: statistics.Settings) -> Estimate:

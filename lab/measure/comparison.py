@@ -126,25 +126,34 @@ def compare_with_first(
     """
     first, *others = networks_of(by_network)
     first_correct = correct_by_seed(by_network[first.key])
-    overall = []
-    tests = []
+    gains = []
     by_class = []
     for network in others:
-        gains = correct_by_seed(by_network[network.key]).astype(int) - first_correct.astype(int)
-        overall.append(compare_group(gains, settings, len(others)))
-        tests.append(statistics.test_of_answers(gains))
+        gained = correct_by_seed(by_network[network.key]).astype(int) - first_correct.astype(int)
+        gains.append(gained)
         for label in range(classes):
-            of_class = gains[:, labels == label]
+            of_class = gained[:, labels == label]
             by_class.append(compare_group(of_class, settings, classes * len(others)))
-    overall = correct_by_holm(overall, settings.level)
-    if len(others) > 1:
-        overall = with_margins(overall, tests, settings.level)
+    overall = compare_together(gains, settings)
     by_class = correct_by_holm(by_class, settings.level)
     comparisons = []
     for k, network in enumerate(others):
         of_network = by_class[k * classes : (k + 1) * classes]
         comparisons.append(Comparison(network, first, overall[k], tuple(of_network)))
     return tuple(comparisons)
+
+
+def compare_together(gains: Sequence[np.ndarray], settings: Settings) -> list[GroupComparison]:
+    """Several networks' comparisons on the same images, each from [seeds, images] of -1, 0 and 1.
+
+    p and the smallest margins are corrected over them, and their intervals hold together.
+    """
+    groups = [compare_group(of_network, settings, len(gains)) for of_network in gains]
+    groups = correct_by_holm(groups, settings.level)
+    if len(gains) == 1:
+        return groups
+    tests = [statistics.test_of_answers(of_network) for of_network in gains]
+    return with_margins(groups, tests, settings.level)
 
 
 def with_margins(

@@ -31,6 +31,7 @@ class Estimate:
 
     by_seed: np.ndarray  # float64 [seeds]
     interval: Interval
+    images: int = 0  # how many are drawn again; 0 where none are
     of_images: np.ndarray | None = None  # float64 [seeds, N]
     drawn: np.ndarray | None = None  # float64 [resamples, seeds]
     least_deviation: float = 0.0  # of seeds, from rounding to an image
@@ -77,7 +78,8 @@ def estimate(
             of_seeds.append(statistic(*again))
         drawn.append(of_seeds)
     values = np.array([statistic(*arrays) for arrays in by_seed])
-    return with_interval(Estimate(values, UNKNOWN, drawn=np.array(drawn)), settings, between)
+    found = Estimate(values, UNKNOWN, images, drawn=np.array(drawn))
+    return with_interval(found, settings, between)
 
 
 def estimate_mean(
@@ -96,6 +98,7 @@ def estimate_mean(
     found = Estimate(
         by_seed=of_images.mean(1),
         interval=UNKNOWN,
+        images=of_images.shape[1],
         of_images=of_images,
         least_deviation=unit / math.sqrt(12),  # see statistics.t_test
         least_error=unit * math.sqrt(2),  # see MeanSquares.error_of_images
@@ -123,7 +126,7 @@ def estimate_of_means(
         values.append(of_means(of_seed.mean(0)))
         means = (counts @ of_seed.reshape(images, -1)).reshape(-1, *of_seed.shape[1:]) / images
         drawn.append([of_means(mean) for mean in means])
-    found = Estimate(np.array(values), UNKNOWN, drawn=np.array(drawn).T)
+    found = Estimate(np.array(values), UNKNOWN, images, drawn=np.array(drawn).T)
     return with_interval(found, settings, between)
 
 
@@ -181,4 +184,4 @@ def certainty_of(estimate: Estimate) -> SeedsAndImages:
         deviation = max(float(estimate.by_seed.std(ddof=1)), estimate.least_deviation)
         of_seeds = deviation / math.sqrt(seeds)
     of_images = math.sqrt(max(0.0, common) + estimate.least_error**2)
-    return SeedsAndImages(estimate.mean(), of_seeds, seeds - 1, of_images)
+    return SeedsAndImages(estimate.mean(), of_seeds, seeds, of_images, estimate.images)

@@ -6,7 +6,9 @@ the surest mistakes as images, and a row for every test image.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -94,7 +96,8 @@ class SureMistakes:
     levels: tuple[float, ...]  # of confidence, in percent
     as_trained: np.ndarray
     scaled: np.ndarray  # by the temperature
-    # At each level p of no change from the first network; Holm-corrected over the levels
+    # At each level p of no change from the first network; once all networks are known, it is
+    # Holm-corrected over the levels and them
     p_as_trained: tuple[float, ...]
     p_scaled: tuple[float, ...]
     p_of_scaling: tuple[float, ...]  # of the change being as large with the temperature as without
@@ -110,9 +113,8 @@ def count_sure_mistakes(
     first, first_scaled = sure_mistakes_by_seed(first_evaluations)
     change = as_trained.astype(int) - first
     change_scaled = scaled.astype(int) - first_scaled
-    of_scaling = []
-    for k in range(len(SURE_LEVELS)):
-        of_scaling.append(statistics.judge(100.0 * (change - change_scaled)[:, k], rules).p)
+    by_scaling = 100.0 * (change - change_scaled)
+    of_scaling = [statistics.judge(by_scaling[:, k], rules).p for k in range(len(SURE_LEVELS))]
     return SureMistakes(
         network=evaluations[0].trained.network,
         levels=SURE_LEVELS,
@@ -120,8 +122,30 @@ def count_sure_mistakes(
         scaled=scaled.sum(2),
         p_as_trained=p_of_changes(change, rules),
         p_scaled=p_of_changes(change_scaled, rules),
-        p_of_scaling=tuple(statistics.holm(of_scaling)),
+        p_of_scaling=tuple(of_scaling),
     )
+
+
+def correct_sure_mistakes(mistakes: Sequence[SureMistakes]) -> tuple[SureMistakes, ...]:
+    """With each p corrected over the levels and all networks but the first."""
+    first, *others = mistakes
+    as_trained = holm_by_network([one.p_as_trained for one in others])
+    scaled = holm_by_network([one.p_scaled for one in others])
+    of_scaling = holm_by_network([one.p_of_scaling for one in others])
+    corrected = [first]
+    for k, one in enumerate(others):
+        corrected.append(
+            dataclasses.replace(
+                one, p_as_trained=as_trained[k], p_scaled=scaled[k], p_of_scaling=of_scaling[k]
+            )
+        )
+    return tuple(corrected)
+
+
+def holm_by_network(ps: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """Each network's p, corrected over all of them."""
+    corrected = iter(statistics.holm(list(itertools.chain(*ps))))
+    return [tuple(itertools.islice(corrected, len(of_network))) for of_network in ps]
 
 
 def sure_mistakes_by_seed(evaluations: Sequence[Evaluation]) -> tuple[np.ndarray, np.ndarray]:
@@ -143,13 +167,10 @@ def sure_mistakes(logits: Tensor, correct: np.ndarray) -> np.ndarray:
 def p_of_changes(change: np.ndarray, rules: statistics.Settings) -> tuple[float, ...]:
     """At each level p of no change from one network's mistakes to another's.
 
-    `change` [seeds, levels, images] is 1 for an image more, -1 for one less, and else 0. Corrected
-    over the levels.
+    `change` [seeds, levels, images] is 1 for an image more, -1 for one less, and else 0.
     """
-    ps = []
-    for k in range(change.shape[1]):
-        ps.append(statistics.judge_answers(change[:, k], rules).p)
-    return tuple(statistics.holm(ps))
+    levels = range(change.shape[1])
+    return tuple(statistics.judge_answers(change[:, k], rules).p for k in levels)
 
 
 @dataclass(frozen=True)
@@ -183,7 +204,8 @@ class ConfusedPair:
     first_class: int
     second_class: int
     error: dict[str, float]  # mean over seeds, by network
-    change: dict[str, Interval]  # from the first network, by the other's key
+    # From the first network, by the other's key; those of all pairs and networks hold together
+    change: dict[str, Interval]
 
 
 def find_confused_pairs(
@@ -200,18 +222,19 @@ def find_confused_pairs(
     confusion = np.sum(confusions, axis=0)
     both_ways = np.triu(confusion + confusion.T, k=1)
     order = np.argsort(-both_ways, axis=None, kind="stable")
+    places = [place for place in order[:count].tolist() if both_ways.flat[place] > 0]
+    together = len(places) * (len(by_network) - 1)
     pairs = []
-    for place in order[:count].tolist():
+    for place in places:
         a, b = divmod(place, len(both_ways))
-        if both_ways[a, b] == 0:
-            break
         confused = {}
         for key, evaluations in by_network.items():
             confused[key] = 100.0 * confused_images(evaluations, labels, a, b)
         error = {key: float(of_network.mean()) for key, of_network in confused.items()}
         change = {}
         for key in list(by_network)[1:]:
-            change[key] = statistics.judge(confused[key] - confused[first], rules).interval
+            gains = confused[key] - confused[first]
+            change[key] = statistics.judge(gains, rules, together).interval
         pairs.append(ConfusedPair(a, b, error, change))
     return tuple(pairs)
 
@@ -423,7 +446,7 @@ def study(by_network: ByNetwork, data: Dataset, rules: statistics.Settings, seed
     return Dossier(
         groups=group_mistakes(first_seed, test, suspected, people_for_label, OF_A_KIND),
         transitions=tuple(transition_counts),
-        mistakes=tuple(mistakes),
+        mistakes=correct_sure_mistakes(mistakes),
         associations=tuple(associations),
         common=tuple(tuple(group) for group in common[:NAMED_ATTRIBUTES]),
         labels=labels,

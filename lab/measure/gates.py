@@ -8,7 +8,8 @@ gates held at their means. Stages count from 1, and those without gates are left
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -57,9 +58,9 @@ class Scores:
     share_between_classes: dict[int, Estimate]  # of the gates' variance, by stage
     accuracy_as_learnt: Estimate  # percent
     accuracy_at_means: Estimate  # percent, with all gates held at their means over the images
-    change: (
-        Difference  # from these to those, in points: what the gates' answer to an image is worth
-    )
+    # From these to those, in points: what the gates' answer to an image is worth. Once all networks
+    # are known, p is corrected over them.
+    change: Difference
 
 
 def study(
@@ -95,6 +96,13 @@ def score(by_seed: Sequence[SeedGates], rules: statistics.Settings, seed: int) -
         accuracy_at_means=estimate_mean(100.0 * at_means, rules, 100, between=PERCENT),
         change=statistics.judge_answers(correct.astype(int) - at_means, rules),
     )
+
+
+def correct_over_networks(scores: Mapping[str, Scores], level: float) -> dict[str, Scores]:
+    """The networks' scores by key, with the p of their changes corrected over them."""
+    changes = {key: one.change for key, one in scores.items()}
+    corrected = statistics.correct_by_key(changes, level)
+    return {key: dataclasses.replace(one, change=corrected[key]) for key, one in scores.items()}
 
 
 def has_gates(model: Model) -> bool:

@@ -53,9 +53,6 @@ def run(
         accuracy[key] = statistics.share_interval(of_network.sum(1), len(images), rules)
     first = correct[first_key(correct)].astype(int)
     others = list(correct)[1:]
-    groups = []
-    for key in others:
-        gains = correct[key].astype(int) - first
-        groups.append(comparison.compare_group(gains, rules, together=len(others)))
-    groups = comparison.correct_by_holm(groups, rules.level)
+    gains = [correct[key].astype(int) - first for key in others]
+    groups = comparison.compare_together(gains, rules)
     return Retest(len(images), accuracy, dict(zip(others, groups, strict=True)))

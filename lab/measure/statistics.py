@@ -153,23 +153,23 @@ def t_test(values: np.ndarray, resolution: float, least_error: float = 0.0) -> T
 class SeedsAndImages:
     """A mean over seeds and images, and its two errors: of other seeds, and of other images.
 
-    The first is t distributed, the second normal, and an interval has the root of the sum of both
-    half-widths' squares (Howe, JASA 1974), which covers as often as it should at two seeds as well
-    as at ten (docs/rates.md). With one seed there is the second alone.
+    Both are t distributed, and an interval has the root of the sum of both half-widths' squares
+    (Howe, JASA 1974), which covers as often as it should at two seeds as well as at ten, and with
+    few images (docs/rates.md). With one seed there is the second alone.
     """
 
     mean: float
     error_of_seeds: float
-    degrees: int  # seeds - 1
+    seeds: int
     error_of_images: float
+    images: int
 
     def half_width(self, tail: float) -> float:
         """How far from the mean the true one lies to one side with a chance of `tail`."""
-        of_images = self.error_of_images * float(scipy.stats.norm.isf(tail))
-        if self.degrees == 0:
+        of_images = self.error_of_images * quantile_of_t(tail, self.images)
+        if self.seeds == 1:
             return of_images
-        of_seeds = self.error_of_seeds * float(scipy.stats.t.isf(tail, self.degrees))
-        return math.hypot(of_seeds, of_images)
+        return math.hypot(self.error_of_seeds * quantile_of_t(tail, self.seeds), of_images)
 
     def interval(self, coverage: float) -> Interval:
         """Around the mean, so wide that it covers the true one so often."""
@@ -201,6 +201,11 @@ class SeedsAndImages:
             math.log(0.5 - 1e-12),
         )
         return math.exp(root)
+
+
+def quantile_of_t(tail: float, count: int) -> float:
+    """What the t statistic of so many numbers exceeds with a chance of `tail`."""
+    return float(scipy.stats.t.isf(tail, max(1, count - 1)))
 
 
 @dataclass(frozen=True)
@@ -259,7 +264,11 @@ def over_seeds_and_images(gains: np.ndarray) -> SeedsAndImages:
     """The mean of `gains` [seeds, images] in points, where a whole image counts 100."""
     squares = mean_squares(gains)
     return SeedsAndImages(
-        squares.mean, squares.error_of_seeds(), squares.seeds - 1, squares.error_of_images()
+        mean=squares.mean,
+        error_of_seeds=squares.error_of_seeds(),
+        seeds=squares.seeds,
+        error_of_images=squares.error_of_images(),
+        images=squares.images,
     )
 
 
@@ -336,12 +345,12 @@ class PairedAnswers:
 # ---- Verdicts
 
 
-def judge(gains: np.ndarray, settings: Settings) -> Difference:
+def judge(gains: np.ndarray, settings: Settings, together: int = 1) -> Difference:
     """The difference that is the mean of `gains` [seeds, images], in points.
 
     Over other seeds, where there are several, and other images.
     """
-    return judge_by(over_seeds_and_images(gains), settings)
+    return judge_by(over_seeds_and_images(gains), settings, together)
 
 
 def judge_answers(gains: np.ndarray, settings: Settings, together: int = 1) -> Difference:

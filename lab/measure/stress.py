@@ -187,6 +187,7 @@ def run(
     with watch.phase("stress 5/5: gates"):
         found = try_each(study_gates, with_gates, sharing, "gates")
         gated = dict(zip(with_gates, found, strict=True))
+    gated = gates.correct_over_networks(gated, rules.level)
 
     first_seed = [evaluations[0] for evaluations in by_network.values()]
     shown = showcase.make(first_seed, data, chosen.attacked, settings.attacks, seed, hardware)

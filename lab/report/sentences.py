@@ -143,12 +143,12 @@ def say_verdict(comparison: Comparison, classes: Sequence[str], rules: statistic
     test = "McNemar's exact test, margin and interval by Tango's score test"
     if overall.over_seeds is not None:
         test = f"paired t test over {seeds} seeds, on these images"
-    corrected = ", Holm-corrected over the networks" if difference.p_holm != difference.p else ""
     numbers = (
         f"{interval.value:+.2f} percentage points, {100 * (1 - rules.level):g} % interval "
         f"{bounds(interval)} ({test}, {say_p(difference.p_holm)}; "
-        f"against the margin {say_p(difference.margin_p_holm)}{corrected}). The smallest margin "
-        f"within which they are shown to be equivalent is {difference.smallest_margin:.2f} points"
+        f"against the margin {say_p(difference.margin_p_holm)}{say_correction(difference)}). The "
+        f"smallest margin within which they are shown to be equivalent is "
+        f"{difference.smallest_margin:.2f} points"
     )
     if overall.over_seeds is None:
         caution = "One seed can't speak for the architecture."
@@ -162,6 +162,11 @@ def say_verdict(comparison: Comparison, classes: Sequence[str], rules: statistic
         f"{verdict}: {numbers}. {caution} By class, Holm-corrected: better on {better}; "
         f"worse on {worse}; equivalent on {equivalent}."
     )
+
+
+def say_correction(difference: Difference) -> str:
+    """That p is corrected over the networks, where there are several to correct it over."""
+    return ", Holm-corrected over the networks" if difference.p_holm != difference.p else ""
 
 
 def name_verdict(
@@ -545,7 +550,7 @@ def say_gates(stress: Outcome) -> str:
             f"{one.gates.accuracy_at_means.mean():.2f} % in place of "
             f"{one.gates.accuracy_as_learnt.mean():.2f} %: that the gates answer to the image is "
             f"worth {interval.value:+.2f} points to the trained network ({bounds(interval)}, "
-            f"{say_p(difference.p)})."
+            f"{say_p(difference.p_holm)}{say_correction(difference)})."
         )
     return " ".join(sentences)
 

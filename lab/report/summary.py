@@ -101,7 +101,7 @@ def of_confusions(results: Results, of_failures: dict[str, Table]) -> Part:
     shown = []
     for name, caption in (
         ("classes", "Precision, recall and F1 by class"),
-        ("confusions", "The pairs of classes that are confused most"),
+        ("confusions", "The pairs of classes that are confused most; the intervals hold together"),
     ):
         if name in of_failures:
             shown.append(ShownTable(caption, of_failures[name]))

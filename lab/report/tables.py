@@ -314,7 +314,7 @@ def classes_table(results: Results, dossier: Dossier) -> Table:
 
 
 def confusions_table(results: Results, dossier: Dossier) -> Table:
-    """The pairs of classes that the first network confuses most, in percent of their images."""
+    """The pairs of classes that all networks together confuse most, in percent of their images."""
     names = []
     for pair in dossier.pairs:
         names.append(f"{results.classes[pair.first_class]}, {results.classes[pair.second_class]}")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import KEYS
+from statsmodels.stats.multitest import multipletests
 
 from lab.data import shapes
 from lab.data.images import Images, to_input
@@ -353,19 +354,41 @@ def test_gradients_are_called_masked_beyond_chance_alone(more, masked):
 
 
 @pytest.mark.slow
-def test_noise_is_seldom_called_masked_gradients():
-    """200 experiments of three epsilons in which neither attack is the stronger: in 5 %, and three
-    standard errors, at most."""
+@pytest.mark.parametrize("networks", [2, 8])
+def test_noise_is_seldom_called_masked_gradients(networks):
+    """200 experiments of three epsilons in which no attack is the stronger: of any network in 5 %,
+    and three standard errors, at most."""
     rng = np.random.default_rng(0)
+    rules = statistics.Settings(score_resamples=10)
     called = 0
     for _ in range(200):
-        robust = rng.random((3, 100)) < 0.5
-        flipped = rng.random((3, 100)) < 0.05
-        transferred = robust ^ flipped
-        found = {
-            "baseline": [Attacked(np.ones(100, bool), robust, {"se_attention": robust})],
-            "se_attention": [Attacked(np.ones(100, bool), robust, {"baseline": transferred})],
-        }
-        scores = attacks.score(found, (1.0, 2.0, 4.0), statistics.Settings(), 42)
-        called += scores["baseline"].is_masked()
+        robust = rng.random((networks, 3, 100)) < 0.5
+        seen = robust ^ (rng.random((networks, 3, 100)) < 0.05)  # by the network before
+        found = {}
+        for k in range(networks):
+            correct = {str(other): np.ones((3, 100), bool) for other in range(networks)}
+            correct[str((k + 1) % networks)] = seen[(k + 1) % networks]
+            found[str(k)] = [Attacked(np.ones(100, bool), robust[k], correct)]
+        scores = attacks.score(found, (1.0, 2.0, 4.0), rules, 42)
+        called += any(one.is_masked() for one in scores.values())
     assert called / 200 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 200), called
+
+
+def test_transfers_p_is_corrected_over_epsilons_and_networks():
+    rng = np.random.default_rng(1)
+    robust = rng.random((3, 2, 100)) < 0.5
+    found = {}
+    for k, key in enumerate("abc"):
+        seen = {other: rng.random((2, 100)) < 0.6 for other in "abc" if other != key}
+        found[key] = [Attacked(np.ones(100, bool), robust[k], seen)]
+    scores = attacks.score(found, (1.0, 2.0), statistics.Settings(), 42)
+    every = [one for of_network in scores.values() for one in of_network.transfer]
+    holm = multipletests([one.p for one in every], method="holm")[1]
+    assert [one.p_holm for one in every] == pytest.approx(holm.tolist())
+    for k, key in enumerate("abc"):
+        others = [found[other][0].correct_by_others[key] for other in "abc" if other != key]
+        correct = np.logical_and(*others)
+        assert scores[key].transferred.tolist() == [(100 * correct.mean(1)).tolist()]
+        lost = 100 * (correct.mean(1) - robust[k].mean(1))
+        values = [one.interval.value for one in scores[key].transfer]
+        assert values == pytest.approx(lost.tolist())

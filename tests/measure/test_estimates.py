@@ -103,3 +103,18 @@ def test_what_is_measured_once_a_seed_has_the_t_interval():
     assert bounds(found.interval) == pytest.approx(tuple(expected))
     one = estimates.estimate_by_seed(values[:1], RULES)
     assert bounds(one.interval) == (0.7, 0.7)
+
+
+@pytest.mark.parametrize("images", [5, 25, 400])
+def test_a_means_change_is_tested_as_scipy_does(images):
+    """Of few images too: by their normal error ten told networks apart in 8 %, and where Holm's
+    method leaves a fifty-fifth of the level, ten times as often as that."""
+    rng = np.random.default_rng(images)
+    first, other = rng.normal(0, 1, (2, images))
+    rules = statistics.Settings()
+    one, another = (estimates.estimate_mean([values], rules) for values in (first, other))
+    change = estimates.change_of(another, one)
+    test = scipy.stats.ttest_rel(other, first)
+    assert change.p() == pytest.approx(test.pvalue)
+    found = change.interval(0.95)
+    assert (found.low, found.high) == pytest.approx(tuple(test.confidence_interval()))

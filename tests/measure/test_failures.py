@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import BASELINE, SE, comparison, evaluation_of, tiny
 from sklearn.metrics import classification_report
+from statsmodels.stats.multitest import multipletests
 
 import main
 from lab.data import shapes
@@ -108,6 +109,22 @@ def test_dividing_the_logits_makes_a_network_less_sure_and_no_better(trained, ev
     assert "scaling the temperature changes that" in said
 
 
+def test_sure_mistakes_p_is_corrected_over_levels_and_networks():
+    rng = np.random.default_rng(0)
+    counts = np.zeros((1, 2), int)
+    made = []
+    for network in (BASELINE, SE, dataclasses.replace(SE, key="third")):
+        ps = [tuple(rng.random(2) / 20) for _ in range(3)]
+        made.append(failures.SureMistakes(network, (50.0, 90.0), counts, counts, *ps))
+    first, *others = failures.correct_sure_mistakes(made)
+    assert first == made[0]
+    for name in ("p_as_trained", "p_scaled", "p_of_scaling"):
+        ps = [p for one in made[1:] for p in getattr(one, name)]
+        found = [p for one in others for p in getattr(one, name)]
+        assert found == pytest.approx(multipletests(ps, method="holm")[1].tolist())
+    assert failures.correct_sure_mistakes(made[:1]) == (made[0],)
+
+
 def test_sure_mistakes_are_counted_before_and_after_scaling(evaluated, dossier):
     for found in dossier.mistakes:
         (run,) = evaluated[found.network.key]
@@ -144,6 +161,9 @@ def test_confused_pairs_are_counted_by_hand():
     assert [(p.first_class, p.second_class) for p in pairs] == [(0, 1), (2, 3), (0, 3)]
     assert pairs[0].error == {"baseline": 50, "se_attention": 25}
     assert pairs[0].change["se_attention"].value == -25
+    gains = np.array([[-100, 0, 0, 0]])  # of images 0 to 3, of which the other network mends one
+    all_hold = dataclasses.replace(rules, level=rules.level / 3)
+    assert pairs[0].change["se_attention"] == statistics.judge(gains, all_hold).interval
     assert pairs[1].error == {"baseline": 25, "se_attention": 25}
 
 

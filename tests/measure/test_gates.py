@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from statsmodels.stats.multitest import multipletests
 
 import main
 from lab.data.images import to_input
@@ -94,6 +95,24 @@ def test_several_seeds_gates_are_tested_together(trained):
     assert one.change.interval.value == pytest.approx(
         one.accuracy_as_learnt.mean() - one.accuracy_at_means.mean()
     )
+
+
+def test_p_is_corrected_over_the_networks():
+    rng = np.random.default_rng(0)
+    scores = {}
+    for key in "abc":
+        correct = rng.random((2, 300)) < 0.8
+        at_means = rng.random((2, 300)) < 0.75
+        spread = {1: rng.random((300, 2))}
+        by_seed = [
+            gates.SeedGates({1: np.zeros(2)}, spread, *pair)
+            for pair in zip(correct, at_means, strict=True)
+        ]
+        scores[key] = gates.score(by_seed, statistics.Settings(score_resamples=10), 42)
+    corrected = gates.correct_over_networks(scores, 0.05)
+    holm = multipletests([one.change.p for one in scores.values()], method="holm")[1]
+    assert [one.change.p_holm for one in corrected.values()] == pytest.approx(holm.tolist())
+    assert gates.correct_over_networks({}, 0.05) == {}
 
 
 def test_gates_held_fixed_compute_in_the_arithmetic_of_those_that_are_not():

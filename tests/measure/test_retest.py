@@ -67,3 +67,10 @@ def test_seeds_and_networks_are_not_mixed_up(trained, evaluated):
         assert found.accuracy[key].value == pytest.approx(share[2 * k : 2 * k + 2].mean())
     for key in (SE.key, "third"):
         assert found.compared[key].difference.p_holm >= found.compared[key].difference.p
+    rights = np.zeros((3, 2, len(images)), int)
+    for k in range(3):
+        for s in range(2):
+            rights[k, s] = images.labels.numpy() == 2 * k + s
+    tests = [statistics.test_of_answers(of_network - rights[0]) for of_network in rights[1:]]
+    margins = [one.difference.smallest_margin for one in found.compared.values()]
+    assert margins == statistics.smallest_margins(tests, RULES.level)

@@ -236,10 +236,11 @@ def test_intervals_over_seeds_and_images_cover_what_they_should(seeds, luck, pre
     assert 0.93 - slack <= covered / 400 <= 0.97 + slack, covered
 
 
-@pytest.mark.parametrize("degrees", [0, 1, 4])
-def test_p_is_where_the_interval_ends_at_zero(degrees):
+@pytest.mark.parametrize("images", [2, 30, 10000])
+@pytest.mark.parametrize("seeds", [1, 2, 5])
+def test_p_is_where_the_interval_ends_at_zero(seeds, images):
     for mean in (0.0, 0.1, -1.0, 7.0):
-        test = statistics.SeedsAndImages(mean, 0.3, degrees, 0.4)
+        test = statistics.SeedsAndImages(mean, 0.3, seeds, 0.4, images)
         p = test.p()
         assert 0 < p <= 1
         if 1e-12 < p < 1:
@@ -248,18 +249,18 @@ def test_p_is_where_the_interval_ends_at_zero(degrees):
             assert nearest == pytest.approx(0, abs=1e-6)
         assert test.margin_p(abs(mean)) == pytest.approx(0.5)
         assert test.margin_p(0) >= 0.5
-    normal = statistics.SeedsAndImages(1.0, 0.0, 0, 0.5)
-    assert normal.p() == pytest.approx(2 * scipy.stats.norm.sf(2))
-    of_seeds = statistics.SeedsAndImages(1.0, 0.5, 3, 0.0)
+    of_images = statistics.SeedsAndImages(1.0, 0.0, 1, 0.5, images)
+    assert of_images.p() == pytest.approx(2 * scipy.stats.t.sf(2, images - 1))
+    of_seeds = statistics.SeedsAndImages(1.0, 0.5, 4, 0.0, images)
     assert of_seeds.p() == pytest.approx(2 * scipy.stats.t.sf(2, 3))
 
 
 def test_seeds_that_all_agree_leave_the_images_error():
     """However many: SciPy 1.17's quantiles of t, far out, are infinite for some numbers of them."""
-    for degrees in range(1, 100):
-        test = statistics.SeedsAndImages(0.0, 0.0, degrees, 0.5)
-        assert test.margin_p(1.0) == pytest.approx(scipy.stats.norm.sf(2), rel=1e-6)
-        far = statistics.SeedsAndImages(50.0, 0.0, degrees, 0.1)
+    for seeds in range(2, 100):
+        test = statistics.SeedsAndImages(0.0, 0.0, seeds, 0.5, 10_000)
+        assert test.margin_p(1.0) == pytest.approx(scipy.stats.t.sf(2, 9_999), rel=1e-6)
+        far = statistics.SeedsAndImages(50.0, 0.0, seeds, 0.1, 10_000)
         assert 0 < far.p() < 1e-90
 
 
