@@ -79,8 +79,9 @@ def say_what_decides(results: Results) -> str:
     seeds = len(results.setup.seeds)
     if seeds == 1 and results.comparisons:
         return (
-            f"One seed can't speak for the architecture: --seeds {MORE_SEEDS} says more, in about "
-            f"{minutes(results, MORE_SEEDS - seeds)} more here."
+            "One seed can't speak for the architecture, and another may turn round what follows: "
+            f"--seeds {MORE_SEEDS} says more, in about {minutes(results, MORE_SEEDS - seeds)} more "
+            "here."
         )
     needed = 0
     for counted in counts_that_decide(results.comparisons):
