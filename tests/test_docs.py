@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,11 +39,19 @@ def put_packages(environment):
 
     So that the README's pip finds it there; without CI it installs all of it.
     """
-    if "INSTALLED_BY_CI" in os.environ:
-        subprocess.run(["python3", "-m", "venv", str(environment)], check=True)
-        (packages,) = environment.glob("lib/python3*/site-packages")
-        shutil.rmtree(packages)
-        shutil.copytree(os.environ["INSTALLED_BY_CI"], packages, copy_function=os.link)
+    if "INSTALLED_BY_CI" not in os.environ:
+        return
+    installed = Path(os.environ["INSTALLED_BY_CI"])
+    subprocess.run(["python3", "-m", "venv", str(environment)], check=True)
+    (packages,) = environment.glob("lib/python3*/site-packages")
+    shutil.rmtree(packages)
+    shutil.copytree(installed / packages.relative_to(environment), packages, copy_function=os.link)
+    for script in (installed / "bin").iterdir():
+        here = environment / "bin" / script.name
+        if not here.exists() and script.read_bytes().startswith(b"#!"):
+            _, _, code = script.read_text().partition("\n")
+            here.write_text(f"#!{environment}/bin/python\n{code}")
+            here.chmod(0o755)
 
 
 @pytest.mark.clone
