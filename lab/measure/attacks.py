@@ -396,11 +396,14 @@ def score(
     robust = {}  # bool [seeds, epsilons, images]
     for key, by_seed in attacked.items():
         robust[key] = np.stack([one.robust for one in by_seed])
-    transferred = transfer_of(attacked)
-    transfers = []
+    transferred = {}
+    transfers = {}  # by network and epsilon
     for key, of_network in robust.items():
-        transfers += judge_by_epsilon(100.0 * transferred[key] - 100.0 * of_network, rules)
-    corrected = iter(statistics.correct_differences(transfers, rules.level))
+        transferred[key] = seen_of_others(key, attacked, of_network)
+        lost = judge_by_epsilon(100.0 * transferred[key] - 100.0 * of_network, rules)
+        for k, difference in enumerate(lost):
+            transfers[key, k] = difference
+    transfers = statistics.correct_by_key(transfers, rules.level)
 
     first = robust[first_key(attacked)]
     scores = {}
@@ -423,24 +426,23 @@ def score(
                 between=(0, max(epsilons)),
             ),
             change=change,
-            transfer=tuple(itertools.islice(corrected, len(epsilons))),
+            transfer=tuple(transfers[key, k] for k in range(len(epsilons))),
         )
     return scores
 
 
-def transfer_of(attacked: Mapping[str, Sequence[Attacked]]) -> dict[str, np.ndarray]:
-    """What each network classifies correctly of all that was made for the others.
+def seen_of_others(
+    key: str, attacked: Mapping[str, Sequence[Attacked]], robust: np.ndarray
+) -> np.ndarray:
+    """What a network classifies correctly of all that was made for the others.
 
-    By network, bool [seeds, epsilons, images].
+    bool [seeds, epsilons, images], as its own attack left it `robust`.
     """
-    transferred = {}
-    for key, by_seed in attacked.items():
-        transferred[key] = np.ones_like(np.stack([one.robust for one in by_seed]))
-        for other, others_by_seed in attacked.items():
-            if other != key:
-                seen = np.stack([one.correct_by_others[key] for one in others_by_seed])
-                transferred[key] &= seen
-    return transferred
+    correct = np.ones_like(robust)
+    for other, by_seed in attacked.items():
+        if other != key:
+            correct &= np.stack([one.correct_by_others[key] for one in by_seed])
+    return correct
 
 
 def share_of(correct: np.ndarray, rules: statistics.Settings) -> Estimate:

@@ -150,7 +150,7 @@ def compare_together(gains: Sequence[np.ndarray], settings: Settings) -> list[Gr
     """
     groups = [compare_group(of_network, settings, len(gains)) for of_network in gains]
     groups = correct_by_holm(groups, settings.level)
-    if len(gains) == 1:
+    if len(gains) < 2:
         return groups
     tests = [statistics.test_of_answers(of_network) for of_network in gains]
     return with_margins(groups, tests, settings.level)

@@ -111,8 +111,8 @@ def find_groups(
     first = correct[first_key(correct)]
     others = [key for key in correct if key != first_key(correct)]
     bounds = [0.0, *sorted(levels), 100.1]
-    found = []
-    changes = []  # of each group and other network
+    found: list[Group] = []
+    changes = {}  # of each group and other network
     for low, high in itertools.pairwise(bounds):
         inside = (share >= low) & (share < high)
         if not inside.any():
@@ -126,12 +126,12 @@ def find_groups(
             error[key] = statistics.share_interval(wrong, images, rules)
         for key in others:
             lost = first[:, inside].astype(int) - correct[key][:, inside]
-            changes.append(statistics.judge_answers(lost, rules))
+            changes[len(found), key] = statistics.judge_answers(lost, rules)
         found.append(Group(low, high, images, mistakes, error, {}))
-    corrected = iter(statistics.correct_differences(changes, rules.level))
+    changes = statistics.correct_by_key(changes, rules.level)
     groups = []
-    for group in found:
-        change = {key: next(corrected) for key in others}
+    for k, group in enumerate(found):
+        change = {key: changes[k, key] for key in others}
         groups.append(dataclasses.replace(group, change=change))
     return tuple(groups)
 

@@ -14,12 +14,14 @@ import enum
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, TypeVar
 
 import numpy as np
 import scipy
 
 from lab.machine.options import Between
+
+Key = TypeVar("Key")  # what tells differences apart
 
 
 @dataclass(frozen=True)
@@ -442,7 +444,7 @@ def smallest_margins(tests: Sequence[Test], level: float) -> list[float]:
     return high.tolist()
 
 
-def correct_by_key(differences: Mapping[str, Difference], level: float) -> dict[str, Difference]:
+def correct_by_key(differences: Mapping[Key, Difference], level: float) -> dict[Key, Difference]:
     """The same for differences that are known by a key each."""
     corrected = correct_differences(list(differences.values()), level)
     return dict(zip(differences, corrected, strict=True))
