@@ -14,7 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 from filelock import FileLock
 from helpers import STRESS, TRAINED, tiny
-from sketches import sketched
+from sketches import sketch
 
 import main
 from lab.machine.device import prepare_machine
@@ -33,7 +33,7 @@ def undrawn(monkeypatch):
 @pytest.fixture
 def sketching(monkeypatch):
     """A run's figures are there, and empty."""
-    monkeypatch.setattr(drawing, "rendered", sketched)
+    sketch(monkeypatch.setattr)
 
 
 def make_once(tmp_path_factory, name, make):
@@ -72,7 +72,7 @@ def made_tiny_run(tmp_path_factory):
         finish = writer.finish
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(writer, "finish", write_and_keep)
-            patch.setattr(drawing, "rendered", sketched)
+            sketch(patch.setattr)
             main.main(tiny(folder / "output", *STRESS))
 
     return make_once(tmp_path_factory, "tiny", run_and_keep_results) / "output"

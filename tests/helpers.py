@@ -28,7 +28,7 @@ TINY = (
 ).split()
 STRESS = (
     "--stress full --stress-images 50 --attack-images 20 --attack-steps 3 "
-    "--curve-images 10 --curve-steps 4"
+    "--curve-images 10 --curve-steps 4 --score-resamples 50"
 ).split()
 TRAINED = (
     "--dataset shapes --shapes-difficulty 0 --shapes-train 1500 --shapes-test 400 "

@@ -8,10 +8,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 if __name__ == "__main__":
-    from sketches import sketched
+    from sketches import sketch
 
-    from lab.report import drawing
-
-    drawing.rendered = sketched
+    sketch()
     sys.argv[0] = str(ROOT / "main.py")
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -25,7 +25,7 @@ from lab.measure.statistics import MeanSquares, SeedsAndImages
 
 SMALL = "--dataset shapes --shapes-train 300 --shapes-test 100 --epochs 2 --batch-size 64"
 SMALL += f" --widths 16 16 32 --data-dir nothing_here {' '.join(STRESS)}"
-SMALL += " --score-resamples 30 --gradcam-images 1"
+SMALL += " --gradcam-images 1"
 
 
 def commands():

@@ -24,7 +24,7 @@ from helpers import (
     weights,
     without_times,
 )
-from sketches import sketched
+from sketches import sketch, sketched
 
 import main
 from lab.data import shapes
@@ -113,6 +113,7 @@ def test_a_rerun_trains_nothing(tiny_run, undrawn, monkeypatch):
 def drawing_curves(monkeypatch):
     """A run's figures are empty, but for the curves."""
     render = drawing.rendered
+    sketch(monkeypatch.setattr)
     plot = figures.NETWORK_FIGURES["{}_curves"]
     curves = []
 
@@ -131,12 +132,12 @@ def drawing_curves(monkeypatch):
 def test_a_rerun_trains_nothing_and_redraws(tiny_run, monkeypatch, drawing_curves):
     before = fingerprint(tiny_run)
     curves = tiny_run / "plots" / "baseline_curves.png"
-    sketch = curves.read_bytes()
+    sketch_of_curves = curves.read_bytes()
     monkeypatch.setattr(main, "train_network", None)  # calling it would fail
     stress = (tiny_run / "results" / "robustness.json").read_bytes()
     main.main(tiny(tiny_run, *STRESS))
     drawn = curves.read_bytes()
-    assert len(drawn) > 10 * len(sketch)
+    assert len(drawn) > 10 * len(sketch_of_curves)
     curves.unlink()
     shutil.rmtree(tiny_run / "measured")  # so that all is measured anew
     main.main(tiny(tiny_run, *STRESS))
@@ -390,7 +391,7 @@ def test_a_part_that_fails_takes_nothing_with_it(tiny_run, tmp_path, monkeypatch
 
     module, name = PARTS[part]
     monkeypatch.setattr(module, name, fail)
-    quick = ["--stress", "quick", "--score-resamples", "20"]
+    quick = ["--stress", "quick"]
     with pytest.raises(TypeError, match="this is planted"):
         main.main(tiny(tmp_path / "run", *STRESS, *quick))
     found = comparison(tmp_path / "run")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -205,6 +206,7 @@ class SeedsAndImages:
         return math.exp(root)
 
 
+@functools.lru_cache(maxsize=10_000)  # the same ones are asked for again and again
 def quantile_of_t(tail: float, count: int) -> float:
     """What the t statistic of so many numbers exceeds with a chance of `tail`."""
     return float(scipy.stats.t.isf(tail, max(1, count - 1)))

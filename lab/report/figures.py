@@ -237,15 +237,18 @@ def plot_shift(stress: Outcome) -> Figure:
     left.set(xlabel="severity", ylabel="calibration error (%)", xticks=SEVERITIES)
     right.set(xlabel="severity", ylabel="coverage of sets (%)", xticks=SEVERITIES)
     right.set_ylim(top=106)  # words stand above a line that is nearly 100
-    for sets in stress.networks[0].doubt.shift.sets[0]:  # of each share that may be missed
-        promised = 100 * (1 - sets.miss)
+    shares = [sets.miss for sets in stress.networks[0].doubt.shift.sets[0]]
+    for miss in shares:
+        promised = 100 * (1 - miss)
+        above = miss == min(shares)  # the other lines are near it: their words stand below them
         right.axhline(promised, color="0.4", linestyle=":", zorder=1)
         right.annotate(
             f"sets for {promised:g} %",
             (SEVERITIES[-1], promised),
-            xytext=(0, 2),
+            xytext=(0, 2 if above else -2),
             textcoords="offset points",
             horizontalalignment="right",
+            verticalalignment="bottom" if above else "top",
             fontsize=7,
         )
     legend_above(figure, left)
@@ -357,7 +360,8 @@ def plot_changes_by_seed(axes: Axes, results: Results, change: np.ndarray) -> No
     axes.scatter(seeds, change, color=colour, label=f"{network.title} of a seed")
     band = f"{100 * (1 - results.setup.rules.level):g} % interval of the mean"
     axes.axhspan(mean.low, mean.high, color=colour, alpha=0.2, linewidth=0, label=band)
-    axes.axhline(mean.value, color=colour, label=f"mean {mean.value:+.2f}")
+    mean_in_words = f"mean {mean.value:+.2f}".replace("-", "−")  # as on the axis
+    axes.axhline(mean.value, color=colour, label=mean_in_words)
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     if len(seeds) <= 10:  # there is room for the number of each
         axes.set_xticks(seeds)
