@@ -60,8 +60,9 @@ def test_the_readmes_commands_run_in_a_fresh_clone(tmp_path):
     put_packages(tmp_path / "clone" / ".venv")
     script = "set -e\n" + "".join(commands())
     script = script.replace("main.py\n", f"main.py {SMALL} --output-dir output\n")
-    # What the first command has drawn the others need not draw again.
-    script = script.replace("main.py --", f"tests/sketching_main.py {SMALL} --")
+    # What the first command has drawn, and tried whole, the others need not again.
+    others = f"tests/sketching_main.py {SMALL} --stress quick"
+    script = script.replace("main.py --", f"{others} --")
     if not shutil.which("latexmk"):
         script = re.sub(r"^latexmk.*\n", "", script, flags=re.MULTILINE)
     clean = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}
