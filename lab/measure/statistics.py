@@ -13,6 +13,7 @@ import dataclasses
 import enum
 import functools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Protocol, TypeVar
@@ -95,24 +96,18 @@ class Test(Protocol):
 
 
 @dataclass(frozen=True)
-class TTest:
-    """A mean over seeds, and the t distribution around it: of other seeds on the same images.
-
-    Answers to so many images can't agree better from seed to seed than `least_error` allows, a
-    normal error of which much is known. The seeds' own spread is known from few, and may be small
-    by chance: of the two the one that says less counts.
-    """
+class MeanTest(ABC):
+    """A mean, in points, and how far from it the true one may lie: to both sides alike."""
 
     mean: float
-    standard_error: float
-    standard_deviation: float  # of the seeds
-    degrees: int
-    least_error: float = 0.0
 
+    @abstractmethod
     def half_width(self, tail: float) -> float:
         """How far from the mean the true one lies to one side with a chance of `tail`."""
-        of_seeds = self.standard_error * float(scipy.stats.t.isf(tail, self.degrees))
-        return max(of_seeds, self.least_error * float(scipy.stats.norm.isf(tail)))
+
+    @abstractmethod
+    def tail_beyond(self, distance: float) -> float:
+        """The chance to lie farther than `distance` to one side of the true mean."""
 
     def interval(self, coverage: float) -> Interval:
         """Around the mean, so wide that it covers the true one so often."""
@@ -130,8 +125,26 @@ class TTest:
         """
         return self.tail_beyond(margin - abs(self.mean))
 
+
+@dataclass(frozen=True)
+class TTest(MeanTest):
+    """A mean over seeds, and the t distribution around it: of other seeds on the same images.
+
+    Answers to so many images can't agree better from seed to seed than `least_error` allows, a
+    normal error of which much is known. The seeds' own spread is known from few, and may be small
+    by chance: of the two the one that says less counts.
+    """
+
+    standard_error: float
+    standard_deviation: float  # of the seeds
+    degrees: int
+    least_error: float = 0.0
+
+    def half_width(self, tail: float) -> float:
+        of_seeds = self.standard_error * float(scipy.stats.t.isf(tail, self.degrees))
+        return max(of_seeds, self.least_error * float(scipy.stats.norm.isf(tail)))
+
     def tail_beyond(self, distance: float) -> float:
-        """The chance to lie farther than `distance` to one side of the true mean."""
         of_seeds = float(scipy.stats.t.sf(distance / self.standard_error, self.degrees))
         if self.least_error == 0:
             return of_seeds
@@ -153,7 +166,7 @@ def t_test(values: np.ndarray, resolution: float, least_error: float = 0.0) -> T
 
 
 @dataclass(frozen=True)
-class SeedsAndImages:
+class SeedsAndImages(MeanTest):
     """A mean over seeds and images, and its two errors: of other seeds, and of other images.
 
     Both are t distributed, and an interval has the root of the sum of both half-widths' squares
@@ -161,37 +174,18 @@ class SeedsAndImages:
     few images (docs/rates.md). With one seed there is the second alone.
     """
 
-    mean: float
     error_of_seeds: float
     seeds: int
     error_of_images: float
     images: int
 
     def half_width(self, tail: float) -> float:
-        """How far from the mean the true one lies to one side with a chance of `tail`."""
         of_images = self.error_of_images * quantile_of_t(tail, self.images)
         if self.seeds == 1:
             return of_images
         return math.hypot(self.error_of_seeds * quantile_of_t(tail, self.seeds), of_images)
 
-    def interval(self, coverage: float) -> Interval:
-        """Around the mean, so wide that it covers the true one so often."""
-        half = self.half_width((1 - coverage) / 2)
-        return Interval(self.mean, self.mean - half, self.mean + half)
-
-    def p(self) -> float:
-        """p of the null hypothesis that the mean is zero: two-sided."""
-        return min(1.0, 2 * self.tail_beyond(abs(self.mean)))
-
-    def margin_p(self, margin: float) -> float:
-        """p of the null hypothesis that the mean is `margin` or more away from zero.
-
-        One-sided, on the likelier side.
-        """
-        return self.tail_beyond(margin - abs(self.mean))
-
     def tail_beyond(self, distance: float) -> float:
-        """The chance to lie farther than `distance` to one side of the true mean."""
         if distance < 0:
             return 1 - self.tail_beyond(-distance)
         if distance == 0 or self.half_width(0.5 - 1e-12) >= distance:
