@@ -1254,8 +1254,8 @@ def check_networks(keys: Sequence[str]) -> None:
             refuse("networks", f"there is no {key}: there are {', '.join(known)}")
     if len(set(keys)) < len(keys):
         refuse("networks", "names a network twice")
-    if not keys:
-        refuse("networks", "names no network")
+    if len(keys) < 2:
+        refuse("networks", "names fewer than two networks: there is nothing to compare")
 
 
 @contextmanager

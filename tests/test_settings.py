@@ -131,7 +131,8 @@ def test_networks_are_chosen_by_their_keys(capsys):
     for words, problem in (
         ("--networks baseline foo", "there is no foo: there are baseline, se_attention"),
         ("--networks wide wide", "names a network twice"),
-        ("--networks", "names no network"),
+        ("--networks", "names fewer than two networks"),
+        ("--networks baseline", "names fewer than two networks: there is nothing to compare"),
     ):
         with pytest.raises(SystemExit) as ended:
             main.parse_settings(words.split())

@@ -80,7 +80,8 @@ class Scores:
     """Before and after the logits are divided by a temperature."""
 
     temperature: Estimate
-    is_temperature_known: bool  # in no seed all validation images are answered correctly
+    nothing_says_how_unsure: bool  # all validation images of a seed are answered correctly
+    is_temperature_largest: bool  # that is tried, in a seed
     as_trained: CalibrationScores
     scaled: CalibrationScores
 
@@ -116,7 +117,8 @@ def study(
     scaled = [evaluation.scaled_logits() for evaluation in evaluations]
     return Scores(
         temperature=estimate_by_seed(temperature, rules),
-        is_temperature_known=all(one.held_out.says_how_unsure() for one in evaluations),
+        nothing_says_how_unsure=any(one.held_out.all_correct() for one in evaluations),
+        is_temperature_largest=any(one.is_temperature_largest() for one in evaluations),
         as_trained=score(as_trained, labels, BINS, rules, seed),
         scaled=score(scaled, labels, BINS, rules, seed),
     )

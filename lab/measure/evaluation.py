@@ -25,6 +25,8 @@ from lab.machine.parallel import in_parallel
 from lab.machine.pieces import Piece, Pieces
 from lab.measure.models import Model, Network, TrainedModel, fingerprint, mean_over_pixels
 
+LARGEST_TEMPERATURE = math.exp(3)
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -108,9 +110,9 @@ class HeldOut:
             means.append(self.outputs.features[self.labels == label].mean(0))
         return torch.stack(means).nan_to_num()  # a class may have no validation image
 
-    def says_how_unsure(self) -> bool:
-        """Whether some image is answered wrongly, so that a temperature can be fitted."""
-        return bool((self.outputs.logits.argmax(1) != self.labels).any())
+    def all_correct(self) -> bool:
+        """Whether no image is answered wrongly, so that nothing says how unsure to be."""
+        return bool((self.outputs.logits.argmax(1) == self.labels).all())
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,14 @@ class Evaluation:
     def temperature(self) -> float:
         """What the logits are to be divided by; fitted on the validation images."""
         return fit_temperature(self.held_out.outputs.logits, self.held_out.labels)
+
+    def is_temperature_largest(self) -> bool:
+        """Whether the search for the temperature ended where it may go no farther.
+
+        The likelihood is concave in the temperature's inverse: the best one is as large or larger,
+        and the logits say next to nothing of the validation images' classes.
+        """
+        return self.temperature > 0.999 * LARGEST_TEMPERATURE
 
     @cached_property
     def probabilities(self) -> Tensor:
@@ -245,15 +255,17 @@ def correct_by_seed(evaluations: Sequence[Evaluation]) -> np.ndarray:
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """What logits [N, classes] are to be divided by (Guo et al., ICML 2017, section 4.2).
 
-    From e^-3 to e^3. Where all labels are answered correctly nothing says how unsure a network
-    should be, and the search ends anywhere; see `HeldOut.says_how_unsure`.
+    Up to `LARGEST_TEMPERATURE`, and down to its inverse. Where all labels are answered correctly
+    nothing says how unsure a network should be, and the search ends anywhere; see
+    `HeldOut.all_correct`.
     """
     logits = logits.double()
 
     def loss(log_temperature: float) -> float:
         return float(F.cross_entropy(logits / math.exp(log_temperature), labels))
 
-    return math.exp(scipy.optimize.minimize_scalar(loss, bounds=(-3, 3)).x)
+    most = math.log(LARGEST_TEMPERATURE)
+    return math.exp(scipy.optimize.minimize_scalar(loss, bounds=(-most, most)).x)
 
 
 def distance_from_any_class(features: Tensor, means: Tensor) -> Tensor:

@@ -117,11 +117,12 @@ def minutes(results: Results, seeds: int) -> str:
 
 def find_beyond_chance(results: Results) -> Iterator[str]:
     """What else differs from the first network, corrected; the stress tests' surest first."""
+    whose = " as trained here" if len(results.setup.seeds) == 1 else ""
     for comparison in results.comparisons:
         for verdict in (Verdict.BETTER, Verdict.WORSE):
             names = sentences.classes_with(verdict, comparison, results.classes)
             if names != "none":
-                yield f"By class {comparison.network.title} is {verdict} on {names}."
+                yield f"By class {comparison.network.title}{whose} is {verdict} on {names}."
     if results.stress is None:
         return
     surviving = beyond_chance(changes_from_first(results.stress), results.stress.level)

@@ -185,6 +185,7 @@ def comparison_record(results: Results) -> dict[str, Any]:
         "corruptions": corruptions_record(stress, setup.rules.margin),
         "foreign": foreign_record(stress),
         "masking": sentences.say_masking(stress) if stress is not None else "",
+        "temperatures": sentences.say_temperatures(stress) if stress is not None else "",
         "gates": sentences.say_gates(stress) if stress is not None else "",
         "conclusion": sentences.say_conclusion(results),
         "looks": [dataclasses.asdict(look) for look in results.looks],

@@ -93,8 +93,6 @@ def ask(compared: Sequence[Network]) -> str:
     "Does … Help", "Do … and … Help".
     """
     subjects = [network.subject or f"the {network.title} CNN" for network in compared]
-    if not subjects:
-        return "What Is Learnt by"
     verb = "Does" if len(subjects) == 1 else "Do"
     return f"{verb} {join_with_and(subjects)} Help"
 
@@ -524,17 +522,28 @@ def p_of_table(p: float) -> str:
 
 
 def say_temperatures(stress: Outcome) -> str:
-    """Whose temperature is anywhere; "" where none is."""
-    titles = []
+    """Whose temperature is anywhere, or as far as it may go; "" where none is."""
+    sentences = []
+    of_a_seed = "" if stress.seeds() == 1 else ", of one seed or more,"
+    anywhere = []
+    largest = []
     for one in stress.networks:
-        if not one.calibration.is_temperature_known:
-            titles.append(one.network.title)
-    if not titles:
-        return ""
-    return (
-        f"The temperature of {join_with_and(titles)} is where its search happened to end: all "
-        "validation images are answered correctly, so that they do not say how unsure to be."
-    )
+        if one.calibration.nothing_says_how_unsure:
+            anywhere.append(one.network.title)
+        if one.calibration.is_temperature_largest:
+            largest.append(one.network.title)
+    if anywhere:
+        sentences.append(
+            f"The temperature of {join_with_and(anywhere)}{of_a_seed} is where its search happened "
+            "to end: all validation images are answered correctly, so that they do not say how "
+            "unsure to be."
+        )
+    if largest:
+        sentences.append(
+            f"The temperature of {join_with_and(largest)}{of_a_seed} is the largest that was "
+            "tried: the logits say next to nothing of what the validation images show."
+        )
+    return " ".join(sentences)
 
 
 def say_gates(stress: Outcome) -> str:
@@ -602,6 +611,6 @@ def say_masking(stress: Outcome) -> str:
             f"was made for {it}: a sign of masked gradients, which hide what is not withstood."
         )
     return (
-        "What was made for other networks fools none more than what was made for it: no sign "
-        "of masked gradients."
+        "What was made for other networks is not shown to fool any more than what was made for it: "
+        "no sign of masked gradients."
     )

@@ -5,6 +5,7 @@ import torch
 from helpers import SE, evaluation_of
 
 from lab.measure import comparison, evaluation, statistics
+from lab.measure.models import TrainedModel
 
 
 def test_evaluation_counts():
@@ -44,5 +45,19 @@ def test_a_temperature_that_nothing_stops_is_known_to_be_none():
     labels = torch.arange(40) % 4
     logits = 5.0 * torch.nn.functional.one_hot(labels, 4)
     outputs = evaluation.Outputs(torch.zeros(40, 2), logits)
-    assert not evaluation.HeldOut(outputs, labels).says_how_unsure()
-    assert evaluation.HeldOut(outputs, labels.roll(1)).says_how_unsure()
+    assert evaluation.HeldOut(outputs, labels).all_correct()
+    assert not evaluation.HeldOut(outputs, labels.roll(1)).all_correct()
+
+
+def test_a_temperature_of_logits_that_say_nothing_is_known_to_be_the_largest():
+    """Where surer is always worse: at chance, and always wrong."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 4
+    informed = torch.nn.functional.one_hot(labels, 4) + torch.randn(400, 4, generator=generator)
+    for logits, is_largest in ((informed, False), (informed.roll(1, 0), True)):
+        outputs = evaluation.Outputs(torch.zeros(400, 2), 5 * logits)
+        trained = TrainedModel(SE, 42, None, None)
+        held_out = evaluation.HeldOut(outputs, labels)
+        found = evaluation.evaluate(trained, outputs, labels, held_out)
+        assert found.is_temperature_largest() == is_largest
+        assert (found.temperature > 20) == is_largest

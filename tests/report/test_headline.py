@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from helpers import comparison
 
@@ -50,8 +51,6 @@ def over_seeds(results, gains, verdict):
 
 
 def test_several_seeds_say_how_many_would_decide(results):
-    import numpy as np
-
     rng = np.random.default_rng(0)
     gains = rng.choice([-1, 0, 1], (3, 10_000), p=[0.04, 0.92, 0.04])
     open_still = over_seeds(results, gains, Verdict.UNDECIDED)
@@ -62,6 +61,22 @@ def test_several_seeds_say_how_many_would_decide(results):
     few_images = rng.choice([-1, 0, 1], (3, 30), p=[0.3, 0.4, 0.3])
     said = headline.headline(over_seeds(results, few_images, Verdict.UNDECIDED)).decides
     assert said == "As far as these seeds tell, not even 1,000 would decide it."
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_one_seeds_classes_are_of_these_networks_alone(results, seeds):
+    gains = np.random.default_rng(0).choice([-1, 0, 1], (seeds, 1000))
+    compared = results if seeds == 1 else over_seeds(results, gains, Verdict.UNDECIDED)
+    (comparison_of_all,) = compared.comparisons
+    first, *others = comparison_of_all.by_class
+    better = dataclasses.replace(first.difference, verdict=Verdict.BETTER)
+    by_class = (dataclasses.replace(first, difference=better), *others)
+    found = dataclasses.replace(
+        compared, comparisons=(dataclasses.replace(comparison_of_all, by_class=by_class),)
+    )
+    said = next(headline.find_beyond_chance(found))
+    whose = " as trained here" if seeds == 1 else ""
+    assert said == f"By class SE-Attention{whose} is better on {results.classes[0]}."
 
 
 def test_findings_are_those_beyond_chance_the_surest_first(results, stressed, outcome):
@@ -94,6 +109,5 @@ def test_which_way_is_better(outcome, better, value, said):
 
 
 def test_nothing_compared_is_still_told(results):
-    alone = dataclasses.replace(results, comparisons=(), networks=results.networks[:1], stress=None)
-    head = headline.headline(alone)
+    head = headline.headline(dataclasses.replace(results, comparisons=(), stress=None))
     assert head.verdict.startswith("Baseline CNN: ") and head.decides == "" and not head.findings

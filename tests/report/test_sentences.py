@@ -184,6 +184,38 @@ def test_no_p_is_given_that_is_too_small_to_be_known():
     assert sentences.say_p(0.0123) == "p = 0.012" and sentences.p_of_table(0.0123) == "0.012"
 
 
+def test_masked_gradients_are_spoken_of_as_far_as_they_were_tested(results):
+    def with_transfer(verdict):
+        networks = []
+        for one in results.stress.networks:
+            transfer = tuple(dataclasses.replace(t, verdict=verdict) for t in one.attacks.transfer)
+            scores = dataclasses.replace(one.attacks, transfer=transfer)
+            networks.append(dataclasses.replace(one, attacks=scores))
+        return dataclasses.replace(results.stress, networks=tuple(networks))
+
+    said = sentences.say_masking(with_transfer(Verdict.UNDECIDED))
+    assert said.startswith("What was made for other networks is not shown to fool any more than")
+    said = sentences.say_masking(with_transfer(Verdict.WORSE))
+    assert "fools Baseline and SE-Attention more" in said and "a sign of masked gradients" in said
+
+
+def test_a_temperature_that_is_not_known_is_said(results):
+    def with_second(**changes):
+        first, second = results.stress.networks
+        plain = {"nothing_says_how_unsure": False, "is_temperature_largest": False}
+        networks = []
+        for one, of_it in ((first, plain), (second, {**plain, **changes})):
+            calibration = dataclasses.replace(one.calibration, **of_it)
+            networks.append(dataclasses.replace(one, calibration=calibration))
+        return dataclasses.replace(results.stress, networks=tuple(networks))
+
+    assert sentences.say_temperatures(with_second()) == ""
+    said = sentences.say_temperatures(with_second(nothing_says_how_unsure=True))
+    assert said.startswith("The temperature of SE-Attention is where its search happened to end")
+    said = sentences.say_temperatures(with_second(is_temperature_largest=True))
+    assert said.startswith("The temperature of SE-Attention is the largest that was tried")
+
+
 def test_gates_are_spoken_of_with_their_test(results):
     said = sentences.say_gates(results.stress)
     gates = results.stress.networks[1].gates
