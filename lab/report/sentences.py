@@ -458,15 +458,18 @@ def say_changes(stress: Outcome) -> str:
 def say_changes_in_short(stress: Outcome) -> str:
     """How many do, and of the results chosen to be shown which."""
     changes = changes_from_first(stress)
+    if not changes:
+        return ""
     surviving = beyond_chance(changes, stress.level)
-    if not surviving:
-        return say_changes(stress)
-    chosen = [one for one in surviving if one.metric.shown]
-    are = "is" if len(surviving) == 1 else "are"
+    count = "none" if not surviving else f"{len(surviving)}"
+    are = "are" if len(surviving) > 1 else "is"
     sentence = (
-        f"In the stress tests {len(surviving)} of {len(changes)} differences from "
+        f"In the stress tests {count} of {len(changes)} differences from "
         f"{whose_differences(stress)} {are} beyond chance, Holm-corrected"
     )
+    if not surviving:
+        return f"{sentence}."
+    chosen = [one for one in surviving if one.metric.shown]
     if not chosen:
         return f"{sentence}, none of them in the results that were chosen beforehand to be shown."
     named = name_changes(chosen, stress)

@@ -173,8 +173,11 @@ def test_what_survives_in_the_table_is_named(results):
         named = f"{row.metric.title()} {row.interval.value:+.{row.metric.digits}f}"
         assert named in said and (named in short) == row.metric.shown
     nothing = dataclasses.replace(results.stress, level=1e-300)
-    for say in (sentences.say_changes, sentences.say_changes_in_short):
-        assert say(nothing).endswith("none is beyond chance (Holm-corrected over all of them).")
+    said = sentences.say_changes(nothing)
+    assert said.endswith("none is beyond chance (Holm-corrected over all of them).")
+    short = sentences.say_changes_in_short(nothing)
+    assert short.startswith(f"In the stress tests none of {len(rows)} differences from Baseline")
+    assert short.endswith("is beyond chance, Holm-corrected.")
 
 
 def test_no_p_is_given_that_is_too_small_to_be_known():
