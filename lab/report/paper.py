@@ -37,9 +37,8 @@ def latex_values(results: Results) -> str:
         "networkcount": str(len(keys)),
         "networkkeys": ",".join(keys),
         "comparedkeys": ",".join(keys[1:]),
-        "curvekeys": ",".join(keys if len(keys) <= 3 else keys[:2]),  # for which there is room
+        "firsttwokeys": ",".join(keys[:2]),  # for whose curves and confusions there is room
         "gatedkeys": ",".join(keys_with_gates(results.stress)),
-        "networktitles": tables.latex_text(", ".join(network.title for network in networks)),
         "stageindices": ",".join(str(k) for k in stages),
         "stagenumbers": ",".join(str(k + 1) for k in stages),
         "stagecount": str(len(stages)),

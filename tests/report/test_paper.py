@@ -292,8 +292,9 @@ def test_a_third_network_is_a_class_and_a_line(tmp_path, monkeypatch, sketching)
     assert "Linear: p (Holm)" in rows[0] and len(rows) == 5
     predictions = (tmp_path / "run" / "results" / "predictions.csv").read_text().splitlines()
     assert "human_label_share,human_class" in predictions[0]
-    text, log, _ = compile_report(tmp_path, tmp_path / "run")
+    text, log, pages = compile_report(tmp_path, tmp_path / "run")
     assert_clean(log)
+    assert pages <= 12  # with every section that there can be
     assert "Linear has gates of one linear layer after each stage" in text
     for value in (
         found["stress"]["linear"]["corrupted_accuracy"],
@@ -332,8 +333,9 @@ def test_five_networks_go_to_page_and_paper(tmp_path, sketching):
         found["networks"][key]["title"] for key in keys
     ]
     page = (tmp_path / "run" / "results" / "report.html").read_text()
-    text, log, _ = compile_report(tmp_path, tmp_path / "run")
+    text, log, pages = compile_report(tmp_path, tmp_path / "run")
     assert_clean(log)
+    assert pages <= 10
     for key in keys:
         network = found["networks"][key]
         assert network["title"] in page and f"{network['title']} has {network['about']}" in text
