@@ -178,6 +178,8 @@ def name_verdict(
 def state_of(difference: Difference, first: Network, margin: float) -> str:
     """What a network "is", held against the first."""
     other = f"{first.title} CNN"
+    if difference.verdict is Verdict.UNDECIDED and margin == 0:
+        return f"undecided against {other}: no difference is shown"
     if difference.verdict is Verdict.UNDECIDED:
         return (
             f"undecided against {other}: neither a difference is shown nor that there is none of "

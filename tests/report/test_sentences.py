@@ -120,6 +120,12 @@ def test_the_verdict_is_named(said):
     assert of_one_seed == said.replace("Attention CNN is", "Attention CNN as trained here is")
 
 
+def test_without_a_margin_nothing_is_said_of_one():
+    undecided = difference(-0.23, 0.6)
+    said = sentences.name_verdict(undecided, SE, BASELINE, margin=0, seeds=5)
+    assert said == "SE-Attention CNN is undecided against Baseline CNN: no difference is shown"
+
+
 @pytest.mark.parametrize("better", [2.0, -2.0, 0.0])
 @pytest.mark.parametrize("seeds", [1, 5])
 def test_verdict_says_what_was_found(better, seeds, monkeypatch):
