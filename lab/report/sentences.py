@@ -393,7 +393,7 @@ def say_people(found: people.Scores, networks: Sequence[Network], seeds: int, le
         differ = "differ" if contrast.p_holm < level else "are not shown to differ"
         said.append(
             f"From {first.title} to {network.title}{trained} the error changes by "
-            f"{join_with_and(changes)}; the two changes {differ} "
+            f"{join_with_and(changes)}, p Holm-corrected; the two changes {differ} "
             f"(by {in_points(contrast.interval)}, {say_p(contrast.p_holm)})."
         )
     return " ".join(said)
