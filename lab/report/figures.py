@@ -237,6 +237,9 @@ def plot_shift(stress: Outcome) -> Figure:
     left.set(xlabel="severity", ylabel="calibration error (%)", xticks=SEVERITIES)
     right.set(xlabel="severity", ylabel="coverage of sets (%)", xticks=SEVERITIES)
     right.set_ylim(top=106)  # words stand above a line that is nearly 100
+    lowest, _ = right.get_ylim()
+    ticks = right.get_yticks()
+    right.set_yticks(ticks[(ticks >= lowest) & (ticks <= 100)])
     shares = [sets.miss for sets in stress.networks[0].doubt.shift.sets[0]]
     for miss in shares:
         promised = 100 * (1 - miss)
