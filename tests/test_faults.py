@@ -536,7 +536,8 @@ def test_a_training_killed_as_its_file_gets_its_name_is_finished(half_done, tmp_
     (models / "se_attention_model.pth").rename(models / "se_attention_model_resume.pth")
     (models / "baseline_model_resume.pth").unlink(missing_ok=True)
     monkeypatch.setattr(main, "train_epoch", None)  # calling it for SE-Attention would fail
-    monkeypatch.setattr(main, "NETWORKS", main.NETWORKS[1:])
+    jobs = main.training_jobs
+    monkeypatch.setattr(main, "training_jobs", lambda settings: jobs(settings)[1:])
     monkeypatch.setattr(main, "measure", lambda *_: None)
     main.main(tiny(tmp_path / "a", *HALF))
     assert files.read_tensors(models / "se_attention_model.pth")["state_dict"].keys()
@@ -557,7 +558,8 @@ def test_weights_that_are_deleted_are_trained_anew(tmp_path, monkeypatch):
         beside.append(sorted(path.name for path in target.parent.glob("*.pth")))
 
     monkeypatch.setattr(main, "move", note)
-    monkeypatch.setattr(main, "NETWORKS", main.NETWORKS[:1])
+    jobs = main.training_jobs
+    monkeypatch.setattr(main, "training_jobs", lambda settings: jobs(settings)[:1])
     monkeypatch.setattr(main, "measure", lambda *_: None)
     main.main(tiny(tmp_path, "--precision", "fp32"))
     assert beside == [["baseline_model_resume.pth"], ["baseline_model.pth"]]
