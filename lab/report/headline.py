@@ -117,7 +117,7 @@ def minutes(results: Results, seeds: int) -> str:
 
 def find_beyond_chance(results: Results) -> Iterator[str]:
     """What else differs from the first network, corrected; the stress tests' surest first."""
-    whose = " as trained here" if len(results.setup.seeds) == 1 else ""
+    whose = sentences.as_trained_here(len(results.setup.seeds))
     for comparison in results.comparisons:
         for verdict in (Verdict.BETTER, Verdict.WORSE):
             names = sentences.classes_with(verdict, comparison, results.classes)

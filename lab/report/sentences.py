@@ -48,7 +48,7 @@ def say_conclusion(results: Results) -> str:
         for comparison in comparisons:
             names.append(f"{comparison.network.title} CNN")
             numbers.append(in_points(comparison.overall.difference.interval))
-        whose = " as trained here" if len(results.setup.seeds) == 1 else ""
+        whose = as_trained_here(len(results.setup.seeds))
         are = "is" if len(names) == 1 else "are"
         said.append(f"{join_with_and(names)}{whose} {are} {state} ({'; '.join(numbers)}).")
     return " ".join(said)
@@ -171,8 +171,13 @@ def name_verdict(
     difference: Difference, network: Network, first: Network, margin: float, seeds: int
 ) -> str:
     """The verdict as a clause; with one seed it is on two trained networks alone."""
-    whose = " as trained here" if seeds == 1 else ""
+    whose = as_trained_here(seeds)
     return f"{network.title} CNN{whose} is {state_of(difference, first, margin)}"
+
+
+def as_trained_here(seeds: int) -> str:
+    """What is said of a network with one seed, which can't speak for the architecture; else ""."""
+    return " as trained here" if seeds == 1 else ""
 
 
 def state_of(difference: Difference, first: Network, margin: float) -> str:
@@ -380,7 +385,7 @@ def say_people(found: people.Scores, networks: Sequence[Network], seeds: int, le
         f"On the {found.clear.images:,} images on which {sure} the error is "
         f"{join_with_and(errors)}: mistakes that people hardly make."
     )
-    trained = " as trained here" if seeds == 1 else ""
+    trained = as_trained_here(seeds)
     for network in others:
         changes = []
         for group, where in ((found.clear, "on these"), (found.unclear, "on all others")):
