@@ -7,18 +7,19 @@ Takes the options of main.py, whose weights in the output folder are attacked. T
 authors' own AutoAttack in the standard version (Croce & Hein, ICML 2020): APGD on the
 cross-entropy, targeted APGD on the ratio of logits and targeted FAB, both towards all nine other
 classes, 100 steps each, then Square with 5,000 queries, each on what the ones before have left.
-It takes hours on a CPU: what is done is kept in autoattack/ in the output folder, and found again.
+It takes hours on a CPU. Each part on each 250 images, its authors' batch, is kept in autoattack/ in
+the output folder when it ends, and found again by the same command.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from autoattack import AutoAttack
 from torch import Tensor
@@ -32,54 +33,95 @@ from lab.measure import attacks, stress, trainings
 from lab.measure.models import Model, fingerprint
 
 EPSILONS = (1.0, 2.0)  # of 255
+PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")  # of the standard version, in its order
+BATCH = 250
 SOURCE = sorted((Path(__file__).resolve().parents[1] / "lab" / "measure").glob("*.py"))
 
 
+@dataclass(frozen=True)
+class Left:
+    """What withstood one part of AutoAttack: bool [N] of the images that it was shown."""
+
+    robust: np.ndarray
+
+
+def withstand(
+    part: str, model: Model, images: Images, epsilon: float, device: torch.device
+) -> Left:
+    """AutoAttack's own loop, with one of its parts."""
+    x = to_input(images.pixels).to(device)
+    labels = images.labels.to(device)
+    reference = AutoAttack(model, eps=epsilon / 255, seed=0, device=device, verbose=False)
+    reference.attacks_to_run = [part]
+    attacked = reference.run_standard_evaluation(x, labels, bs=len(x))
+    with torch.no_grad():
+        robust = model(attacked).argmax(1) == labels
+    return Left(robust.cpu().numpy())
+
+
 def withstand_autoattack(
-    model: Model, x: Tensor, labels: Tensor, epsilon: float, batch: int, state: Path
-) -> Tensor:
-    """Which of images float32 [N, 3, 32, 32] are left: bool [N]. It logs what each part leaves.
+    owner: str, model: Model, images: Images, epsilon: float, device: torch.device, pieces: Pieces
+) -> dict[str, Tensor]:
+    """Which of N images are left after each part: bool [N]. "clean" is before the first."""
+    with torch.no_grad():
+        logits = [model(to_input(pixels).to(device)) for pixels in images.pixels.split(BATCH)]
+    left = torch.cat(logits).argmax(1).cpu() == images.labels
+    left_after = {"clean": left}
+    for part in PARTS:
+        still_left = left.clone()
+        for batch in torch.arange(len(images)).split(BATCH):
+            index = batch[left[batch]]
+            if len(index) == 0:
+                continue
+            make = partial(withstand, part, model, images.select(index), epsilon, device)
+            depends_on = {"epsilon": epsilon, "part": part, "index": index.tolist()}
+            piece = pieces.get(owner, "autoattack", depends_on, make, Left)
+            still_left[index] = torch.from_numpy(piece.robust)
+            print(
+                f"{owner}, {epsilon:g}, {part}: {len(index)}, {piece.robust.sum()} left", flush=True
+            )
+        left = still_left
+        left_after[part] = left
+    return left_after
 
-    What has fallen is kept in the file `state`, from which a killed run goes on.
-    """
-    reference = AutoAttack(model, eps=epsilon, seed=0, device=x.device)
-    reference.run_standard_evaluation(x, labels, bs=batch, state_path=state)
-    return torch.tensor(json.loads(state.read_text())["_robust_flags"])
+
+def percent(robust: Tensor) -> str:
+    return f"{100 * robust.double().mean().item():.1f}"
 
 
-def print_rows(
+def rows_of(
     key: str,
     seed: int,
     models: dict[str, Model],
     images: Images,
     settings: main.Settings,
     hardware: Hardware,
-) -> None:
+) -> list[str]:
     """A row for each epsilon."""
-    x = to_input(images.pixels).to(hardware.device)
-    labels = images.labels.to(hardware.device)
-    start = time.perf_counter()
+    owner = f"{key}_seed{seed}"
     harder = replace(settings.stress_tests.attacks, epsilons=EPSILONS)
     folder = settings.output() / "autoattack"
     weights = {name: value.cpu() for name, value in models[key].state_dict().items()}
-    known = fingerprint({**weights, **images.tensors()})
-    pieces = Pieces(folder, {"source": digest_of_files(SOURCE), "network and images": known})
+    known = {"network and images": fingerprint({**weights, **images.tensors()})}
+    start = time.perf_counter()
+    pieces = Pieces(folder, {**known, "source": digest_of_files(SOURCE)})
     make = partial(attacks.attack, key, models, images, harder, hardware)
-    attacked = pieces.get(f"{key}_seed{seed}", "ours", {}, make, attacks.Attacked)
+    attacked = pieces.get(owner, "ours", {}, make, attacks.Attacked)
     seconds = time.perf_counter() - start
-    for epsilon, ours in zip(EPSILONS, torch.from_numpy(attacked.robust), strict=True):
+    rows = []
+    for epsilon, robust in zip(EPSILONS, attacked.robust, strict=True):
+        ours = torch.from_numpy(robust)
         start = time.perf_counter()
-        state = folder / f"{key}_seed{seed}_{epsilon:g}_{known[:12]}.json"
-        left = withstand_autoattack(
-            models[key], x, labels, epsilon / 255, hardware.eval_batch, state
+        left_after = withstand_autoattack(
+            owner, models[key], images, epsilon, hardware.device, Pieces(folder, known)
         )
         reference_seconds = time.perf_counter() - start
-        left = left.cpu()
-        cells = [f"{epsilon:g}", key, str(seed)]
-        for robust in (ours, left, ours & left):
-            cells.append(f"{100 * robust.double().mean().item():.1f}")
+        cells = [f"{epsilon:g}", key, str(seed), percent(ours)]
+        cells += [percent(left) for left in left_after.values()]
+        cells.append(percent(ours & left_after[PARTS[-1]]))
         cells += [f"{seconds:.0f}", f"{reference_seconds:.0f}"]
-        print("|", " | ".join(cells), "|", flush=True)
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
 
 
 def run(settings: main.Settings) -> None:
@@ -87,9 +129,12 @@ def run(settings: main.Settings) -> None:
     data = main.load_data(settings)
     images = data.test.select(stress.choose(data, settings.stress_tests).attacked)
     device = describe(hardware.device, at_once=1)
-    print(f"{device}; {len(images)} test images, accuracy (%) that is left")
-    print("| ε | network | seed | main.py | AutoAttack | either | s (both ε) | s of AutoAttack |")
-    print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
+    rows = [
+        f"{device}; {len(images)} test images, accuracy (%) that is left",
+        "| ε | network | seed | main.py | clean | APGD-CE | APGD-T | FAB-T | Square: all of it "
+        "| either | s (both ε) | s of AutoAttack |",
+        "| --- | --- | --- " + "| ---: " * 9 + "|",
+    ]
     jobs = main.training_jobs(settings)
     for seed in settings.all_seeds():
         models = {}
@@ -98,7 +143,8 @@ def run(settings: main.Settings) -> None:
                 trained = trainings.load(job.path, job, 10, settings.machine.precision)
                 models[job.network.key] = trained.model.to(hardware.device)
         for key in models:
-            print_rows(key, seed, models, images, settings, hardware)
+            rows += rows_of(key, seed, models, images, settings, hardware)
+    print("\n".join(rows))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ class Settings:
         fewer = max(1, self.attack_targets // 2)
         return [
             Round(self.attack_targets, brief, is_rough=True),
-            Round(fewer, longer, entry=0.6),
+            Round(fewer, longer, entry=0.6, is_rough=True),
             Round(fewer, self.attack_steps, entry=0.85),
         ]
 
@@ -72,15 +72,18 @@ class Round:
     is_rough: bool = False  # whether gradients are in the training's arithmetic, which is faster
 
 
-def class_distances(classify: Classify, images: Tensor, labels: Tensor) -> Tensor:
+def class_distances(
+    classify: Classify, images: Tensor, labels: Tensor, hardware: Hardware
+) -> Tensor:
     """How far from `images` each class begins, were the network linear: float32 [N, classes].
 
     The gap between the label's logit and the class's, over the L1 norm of its gradient: the
     smallest change of all pixels that closes it (Moosavi-Dezfooli et al., CVPR 2016). The label's
-    own class is infinitely far.
+    own class is infinitely far. In the training's arithmetic, since only their order is asked for.
     """
     images = images.clone().requires_grad_()
-    logits = classify(images)
+    with hardware.autocast():
+        logits = classify(images).float()
     distances = torch.full_like(logits, math.inf)
     for target in range(logits.shape[1]):
         gap = at_labels(logits, labels) - logits[:, target]
@@ -108,11 +111,12 @@ class Victims:
         )
 
 
-def find_victims(classify: Classify, clean: Tensor, labels: Tensor) -> Victims:
+def find_victims(classify: Classify, clean: Tensor, labels: Tensor, hardware: Hardware) -> Victims:
     """Of images float32 [N, 3, H, W] and their labels [N]."""
     with torch.no_grad():
         logits = classify(clean)
-    return Victims(clean, labels, logits, class_distances(classify, clean, labels).argsort(1))
+    distances = class_distances(classify, clean, labels, hardware)
+    return Victims(clean, labels, logits, nearest=distances.argsort(1))
 
 
 def push(
@@ -288,7 +292,7 @@ def attack_batch(
     classify = networks[key]
     clean = to_input(images.pixels.to(hardware.device))
     labels = images.labels.to(hardware.device)
-    victims = find_victims(classify, clean, labels)
+    victims = find_victims(classify, clean, labels, hardware)
     correct = victims.logits.argmax(1) == labels
     rounds = settings.rounds()
     brief = [replace(rounds[0], targets=1)]

@@ -111,7 +111,7 @@ def attack(
     """One network's image, attacked with each epsilon."""
     classify = attacked.trained.model
     clean = to_input(image.pixels.to(hardware.device))
-    victims = attacks.find_victims(classify, clean, image.labels.to(hardware.device))
+    victims = attacks.find_victims(classify, clean, image.labels.to(hardware.device), hardware)
     made = []
     for epsilon in sorted(settings.epsilons):
         limit = epsilon / 255

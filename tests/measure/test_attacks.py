@@ -32,7 +32,7 @@ def test_attacks_stay_in_the_ball_and_in_the_image(trained, epsilon):
     x = to_input(pixels)
     labels = data.test.labels[:60]
     model = networks["baseline"].model.eval()
-    victims = attacks.find_victims(model, x, labels)
+    victims = attacks.find_victims(model, x, labels, hardware)
     towards = torch.zeros_like(labels)
     how = attacks.Round(targets=1, steps=20)
     pushed = attacks.push(model, victims, x, towards, epsilon, how, hardware)
@@ -165,8 +165,8 @@ def test_an_image_that_is_far_from_all_classes_is_given_up():
     x = torch.full((6, 3, 32, 32), 0.5) + 0.1 * torch.rand(6, 3, 32, 32)
     labels = model(x).argmax(1)
     hardware = Hardware(torch.device("cpu"), "fp32", "")
-    victims = attacks.find_victims(model, x, labels)
-    limit = attacks.class_distances(model, x, labels).amin(1)
+    victims = attacks.find_victims(model, x, labels, hardware)
+    limit = attacks.class_distances(model, x, labels, hardware).amin(1)
     pushed = []
 
     def count_pushes(images):
@@ -217,7 +217,8 @@ def test_distances_are_those_of_a_linear_network():
 
     x = torch.rand(5, 3, 32, 32, generator=generator)
     labels = model(x).argmax(1)
-    found = attacks.class_distances(model, x, labels)
+    hardware = Hardware(torch.device("cpu"), "fp32", "")
+    found = attacks.class_distances(model, x, labels, hardware)
     for n, label in enumerate(labels.tolist()):
         for target in range(10):
             gap = (model(x)[n, label] - model(x)[n, target]).item()
@@ -324,7 +325,7 @@ def test_what_withstands_a_large_change_is_tried_with_small_ones_too():
     settings = attacks.Settings(epsilons=(0.5, 1, 2, 8), attack_targets=1, attack_steps=20)
     hardware = Hardware(torch.device("cpu"), "fp32", "", eval_batch=16)
     model = Banded()
-    victims = attacks.find_victims(model, images.pixels, images.labels)
+    victims = attacks.find_victims(model, images.pixels, images.labels, hardware)
     how = attacks.Round(targets=1, steps=20)
     towards = torch.zeros_like(images.labels)
     far = attacks.push(model, victims, images.pixels, towards, 8 / 255, how, hardware)
