@@ -49,27 +49,27 @@ def withstand(
     part: str, model: Model, images: Images, epsilon: float, device: torch.device
 ) -> Left:
     """AutoAttack's own loop, with one of its parts."""
-    x = to_input(images.pixels).to(device)
+    x = to_input(images.pixels.to(device))
     labels = images.labels.to(device)
     reference = AutoAttack(model, eps=epsilon / 255, seed=0, device=device, verbose=False)
     reference.attacks_to_run = [part]
     attacked = reference.run_standard_evaluation(x, labels, bs=len(x))
-    with torch.no_grad():
-        robust = model(attacked).argmax(1) == labels
-    return Left(robust.cpu().numpy())
+    return Left(attacks.is_correct(model, attacked, labels).cpu().numpy())
 
 
 def withstand_autoattack(
     owner: str, model: Model, images: Images, epsilon: float, device: torch.device, pieces: Pieces
 ) -> dict[str, Tensor]:
     """Which of N images are left after each part: bool [N]. "clean" is before the first."""
-    with torch.no_grad():
-        logits = [model(to_input(pixels).to(device)) for pixels in images.pixels.split(BATCH)]
-    left = torch.cat(logits).argmax(1).cpu() == images.labels
+    batches = torch.arange(len(images)).split(BATCH)
+    left = torch.zeros(len(images), dtype=torch.bool)
+    for batch in batches:
+        some = images.select(batch).to(device)
+        left[batch] = attacks.is_correct(model, to_input(some.pixels), some.labels).cpu()
     left_after = {"clean": left}
     for part in PARTS:
         still_left = left.clone()
-        for batch in torch.arange(len(images)).split(BATCH):
+        for batch in batches:
             index = batch[left[batch]]
             if len(index) == 0:
                 continue
@@ -104,16 +104,16 @@ def rows_of(
     weights = {name: value.cpu() for name, value in models[key].state_dict().items()}
     known = {"network and images": fingerprint({**weights, **images.tensors()})}
     start = time.perf_counter()
-    pieces = Pieces(folder, {**known, "source": digest_of_files(SOURCE)})
     make = partial(attacks.attack, key, models, images, harder, hardware)
-    attacked = pieces.get(owner, "ours", {}, make, attacks.Attacked)
+    our_pieces = Pieces(folder, {**known, "source": digest_of_files(SOURCE)})
+    attacked = our_pieces.get(owner, "ours", {}, make, attacks.Attacked)
     seconds = time.perf_counter() - start
+    reference_pieces = Pieces(folder, known)  # of AutoAttack, whatever our source
     rows = []
-    for epsilon, robust in zip(EPSILONS, attacked.robust, strict=True):
-        ours = torch.from_numpy(robust)
+    for epsilon, ours in zip(EPSILONS, torch.from_numpy(attacked.robust), strict=True):
         start = time.perf_counter()
         left_after = withstand_autoattack(
-            owner, models[key], images, epsilon, hardware.device, Pieces(folder, known)
+            owner, models[key], images, epsilon, hardware.device, reference_pieces
         )
         reference_seconds = time.perf_counter() - start
         cells = [f"{epsilon:g}", key, str(seed), percent(ours)]
