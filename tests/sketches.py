@@ -9,14 +9,8 @@ from lab.report import drawing
 
 def sketch(set_attribute=setattr):
     """From here on figures are laid out without their pictures, and their files are empty."""
-    set_attribute(drawing, "plot_block", no_pictures)
+    set_attribute(drawing, "draw_block", lambda *_: None)
     set_attribute(drawing, "rendered", sketched)
-
-
-def no_pictures(part, *_):
-    """In place of `drawing.plot_block`: one panel for all, as most of the time goes to making
-    panels."""
-    return part.subplots(squeeze=False)
 
 
 def sketched(figure, file_type, without):

@@ -16,10 +16,11 @@ import cv2
 import matplotlib
 import numpy as np
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 from PIL import Image
 
 PAGE = 6.3  # inches: figures are as wide as the paper's text, so that 8 points are 8 in print
@@ -33,9 +34,12 @@ def style() -> Iterator[None]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         eight_points = 0.83
-        embed_fonts = {"pdf.fonttype": 42}
+        in_files = {
+            "pdf.fonttype": 42,  # embedded
+            "image.composite_image": False,  # a PDF's pictures side by side are not made one
+        }
         sns.set_theme(
-            "paper", "whitegrid", font="DejaVu Sans", font_scale=eight_points, rc=embed_fonts
+            "paper", "whitegrid", font="DejaVu Sans", font_scale=eight_points, rc=in_files
         )
         yield
 
@@ -101,51 +105,101 @@ def overlay(
 
 
 def plot_pictures(lines: Sequence[Sequence[PictureBlock]], heat_scale: bool) -> Figure:
-    """Lines of blocks side by side; at the end of full lines Grad-CAM's colours if `heat_scale`."""
+    """Lines of blocks side by side; at the end of full lines Grad-CAM's colours if `heat_scale`.
+
+    All is placed by inches from the top left corner, so that nothing has to be laid out, and
+    neighbours are level.
+    """
     abreast = max(len(line) for line in lines)
     columns = 3  # at least
     for line in lines:
         columns = max(columns, *(block.columns() for block in line))
-    bar_width = 0.6 if heat_scale else 0.0
-    side = min(1.4, (PAGE - bar_width) / columns / abreast)
-    widths = [side * columns] * abreast
-    widths[-1] += bar_width
-    heights = [line_height(line, side) for line in lines]
-    figure = new_figure(sum(heights), sum(widths))
-    parts = figure.subfigures(
-        len(lines), abreast, height_ratios=heights, width_ratios=widths, squeeze=False
-    )
-    for line_parts, line in zip(parts, lines, strict=True):
-        drawn = []
-        for part, block in zip(line_parts, line, strict=False):
-            drawn.append(plot_block(part, block, columns, side))
-        if heat_scale and len(line) == abreast and any(block.rows for block in line):
-            scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), HEAT_COLOURS)
-            line_parts[-1].colorbar(scale, ax=drawn[-1], label="Grad-CAM, per image", shrink=0.9)
+    scale_width = 0.7 if heat_scale else 0.0
+    side = min(1.4, (PAGE - scale_width) / columns / abreast)  # of a picture and the gap beside it
+    block_width = side * columns
+    width = block_width * abreast + scale_width
+    places = [place_rows(line, side) for line in lines]
+    height = sum(of_line.height for of_line in places)
+    figure = Figure(figsize=(width, height))
+    sheet = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+    sheet.set_axis_off()
+    line_top = 0.0
+    for line, of_line in zip(lines, places, strict=True):
+        for k, block in enumerate(line):
+            draw_block(sheet, block, k * block_width, line_top, block_width, side, of_line)
+        if heat_scale and len(line) == abreast and of_line.tops:
+            top = line_top + of_line.tops[0]
+            bottom = line_top + of_line.tops[-1] + side - GAP
+            draw_heat_scale(figure, width - scale_width + 0.1, top, bottom)
+        line_top += of_line.height
     return figure
 
 
-def line_height(line: Sequence[PictureBlock], side: float) -> float:
-    """Inches that blocks side by side need, with captions and headings."""
-    rows = max(len(block.rows) for block in line)
-    heading = 0.25 if any(block.heading for block in line) else 0
-    breaks = []
-    for block in line:
-        for row in block.rows:
-            breaks += [picture.caption.count("\n") for picture in row]
-    lines_of_text = 1 + max(breaks, default=1)
-    return (side + 0.11 + 0.135 * lines_of_text) * max(0.2, rows) + heading
+GAP = 0.07  # inches between pictures
+CAPTION_LINE = 0.11  # inches
 
 
-def plot_block(part: SubFigure, block: PictureBlock, columns: int, side: float) -> np.ndarray:
-    """Draw a block, and return its axes."""
+@dataclass(frozen=True)
+class RowPlaces:
+    """Where the rows of blocks that stand side by side lie, in inches below the line's top."""
+
+    tops: tuple[float, ...]  # of each row's pictures
+    height: float  # of the line
+
+
+def place_rows(line: Sequence[PictureBlock], side: float) -> RowPlaces:
+    """Room for headings, if there are any, and above each row for its longest caption."""
+    bottom = 0.28 if any(block.heading for block in line) else 0.0
+    tops = []
+    for k in range(max(len(block.rows) for block in line)):
+        lines_of_text = 1
+        for block in line:
+            for picture in block.rows[k] if k < len(block.rows) else []:
+                lines_of_text = max(lines_of_text, 1 + picture.caption.count("\n"))
+        top = bottom + 0.09 + CAPTION_LINE * lines_of_text
+        tops.append(top)
+        bottom = top + side - GAP
+    if not tops:
+        bottom += 0.2  # for the second line of a heading
+    return RowPlaces(tuple(tops), bottom + 0.1)
+
+
+def draw_block(
+    sheet: Axes,
+    block: PictureBlock,
+    left: float,
+    line_top: float,
+    width: float,
+    side: float,
+    places: RowPlaces,
+) -> None:
+    """Draw a block on axes in inches, its pictures from its left on."""
     heading = block.heading if block.rows else f"{block.heading}:\nno such image"
-    part.suptitle(heading, fontsize=8, weight="bold")
-    panels = part.subplots(max(1, len(block.rows)), columns, squeeze=False)
-    for axes in panels.flat:
-        axes.set_axis_off()
-    for axes_row, row in zip(panels, block.rows, strict=False):
-        for axes, picture in zip(axes_row, row, strict=False):
-            axes.imshow(picture.pixels, interpolation="nearest")
-            axes.set_title(picture.caption, color=picture.colour, fontsize=max(6, min(7, 8 * side)))
-    return panels
+    middle = left + width / 2
+    sheet.text(middle, line_top + 0.06, heading, ha="center", va="top", fontsize=8, weight="bold")
+    size = max(6, min(7, 8 * side))
+    for row, row_top in zip(block.rows, places.tops, strict=False):
+        top = line_top + row_top
+        for k, picture in enumerate(row):
+            start = left + k * side + GAP / 2
+            end = start + side - GAP
+            extent = (start, end, top + side - GAP, top)
+            sheet.imshow(picture.pixels, interpolation="nearest", extent=extent, aspect="auto")
+            sheet.text(
+                (start + end) / 2,
+                top - 0.03,
+                picture.caption,
+                color=picture.colour,
+                fontsize=size,
+                ha="center",
+                va="bottom",
+            )
+
+
+def draw_heat_scale(figure: Figure, left: float, top: float, bottom: float) -> None:
+    """Grad-CAM's colours, in inches from the figure's top left corner."""
+    width, height = figure.get_size_inches()
+    place = (left / width, 1 - bottom / height, 0.12 / width, (bottom - top) / height)
+    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), HEAT_COLOURS)
+    bar = figure.colorbar(scale, cax=figure.add_axes(place), ticks=(0, 0.5, 1))
+    bar.set_label("Grad-CAM, per image", fontsize=6.5)  # may be longer than the bar
