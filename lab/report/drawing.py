@@ -115,10 +115,10 @@ def plot_pictures(lines: Sequence[Sequence[PictureBlock]], heat_scale: bool) -> 
     for line in lines:
         columns = max(columns, *(block.columns() for block in line))
     scale_width = 0.7 if heat_scale else 0.0
-    side = min(1.4, (PAGE - scale_width) / columns / abreast)  # of a picture and the gap beside it
-    block_width = side * columns
+    pitch = min(1.4, (PAGE - scale_width) / columns / abreast)  # from one picture to the next
+    block_width = pitch * columns
     width = block_width * abreast + scale_width
-    places = [place_rows(line, side) for line in lines]
+    places = [place_rows(line, pitch) for line in lines]
     height = sum(of_line.height for of_line in places)
     figure = Figure(figsize=(width, height))
     sheet = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
@@ -126,10 +126,10 @@ def plot_pictures(lines: Sequence[Sequence[PictureBlock]], heat_scale: bool) -> 
     line_top = 0.0
     for line, of_line in zip(lines, places, strict=True):
         for k, block in enumerate(line):
-            draw_block(sheet, block, k * block_width, line_top, block_width, side, of_line)
+            draw_block(sheet, block, k * block_width, line_top, block_width, pitch, of_line)
         if heat_scale and len(line) == abreast and of_line.tops:
             top = line_top + of_line.tops[0]
-            bottom = line_top + of_line.tops[-1] + side - GAP
+            bottom = line_top + of_line.tops[-1] + pitch - GAP
             draw_heat_scale(figure, width - scale_width + 0.1, top, bottom)
         line_top += of_line.height
     return figure
@@ -147,18 +147,18 @@ class RowPlaces:
     height: float  # of the line
 
 
-def place_rows(line: Sequence[PictureBlock], side: float) -> RowPlaces:
+def place_rows(line: Sequence[PictureBlock], pitch: float) -> RowPlaces:
     """Room for headings, if there are any, and above each row for its longest caption."""
     bottom = 0.28 if any(block.heading for block in line) else 0.0
     tops = []
     for k in range(max(len(block.rows) for block in line)):
-        lines_of_text = 1
+        breaks = []
         for block in line:
-            for picture in block.rows[k] if k < len(block.rows) else []:
-                lines_of_text = max(lines_of_text, 1 + picture.caption.count("\n"))
-        top = bottom + 0.09 + CAPTION_LINE * lines_of_text
+            if k < len(block.rows):
+                breaks += [picture.caption.count("\n") for picture in block.rows[k]]
+        top = bottom + 0.09 + CAPTION_LINE * (1 + max(breaks))
         tops.append(top)
-        bottom = top + side - GAP
+        bottom = top + pitch - GAP
     if not tops:
         bottom += 0.2  # for the second line of a heading
     return RowPlaces(tuple(tops), bottom + 0.1)
@@ -170,20 +170,20 @@ def draw_block(
     left: float,
     line_top: float,
     width: float,
-    side: float,
+    pitch: float,
     places: RowPlaces,
 ) -> None:
     """Draw a block on axes in inches, its pictures from its left on."""
     heading = block.heading if block.rows else f"{block.heading}:\nno such image"
     middle = left + width / 2
     sheet.text(middle, line_top + 0.06, heading, ha="center", va="top", fontsize=8, weight="bold")
-    size = max(6, min(7, 8 * side))
+    size = max(6, min(7, 8 * pitch))
     for row, row_top in zip(block.rows, places.tops, strict=False):
         top = line_top + row_top
         for k, picture in enumerate(row):
-            start = left + k * side + GAP / 2
-            end = start + side - GAP
-            extent = (start, end, top + side - GAP, top)
+            start = left + k * pitch + GAP / 2
+            end = start + pitch - GAP
+            extent = (start, end, top + pitch - GAP, top)
             sheet.imshow(picture.pixels, interpolation="nearest", extent=extent, aspect="auto")
             sheet.text(
                 (start + end) / 2,
