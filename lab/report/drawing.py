@@ -202,4 +202,4 @@ def draw_heat_scale(figure: Figure, left: float, top: float, bottom: float) -> N
     place = (left / width, 1 - bottom / height, 0.12 / width, (bottom - top) / height)
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), HEAT_COLOURS)
     bar = figure.colorbar(scale, cax=figure.add_axes(place), ticks=(0, 0.5, 1))
-    bar.set_label("Grad-CAM, per image", fontsize=6.5)  # may be longer than the bar
+    bar.set_label("Grad-CAM, per image", fontsize=7)  # may be longer than the bar
