@@ -13,7 +13,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
@@ -45,30 +45,26 @@ class Settings:
     """test images to attack, the first of each class"""
     epsilons: Annotated[tuple[float, ...], Between(0.01, 255)] = (0.25, 0.5, 1, 2, 4, 8)
     """largest change of a pixel by an attack, of 255"""
-    attack_targets: Annotated[int, Between(1, 9)] = 5
-    """classes that an image is pushed to, the nearest first"""
     attack_steps: Annotated[int, Between(2)] = 40
     """steps of an attack towards the classes that an image comes nearest to"""
 
     def rounds(self) -> list[Round]:
-        """All images and classes for few steps, then fewer of both for more."""
+        """Few steps towards many classes, then more towards fewer."""
         brief = math.ceil(0.15 * self.attack_steps)
         longer = math.ceil(0.25 * self.attack_steps)
-        fewer = max(1, self.attack_targets // 2)
         return [
-            Round(self.attack_targets, brief, is_rough=True),
-            Round(fewer, longer, entry=0.6, is_rough=True),
-            Round(fewer, self.attack_steps, entry=0.85),
+            Round(brief, entry=0.5, is_rough=True),
+            Round(longer, entry=0.6, is_rough=True),
+            Round(self.attack_steps, entry=0.85),
         ]
 
 
 @dataclass(frozen=True)
 class Round:
-    """A part of an attack: so many steps towards each of so many classes."""
+    """A part of an attack: so many steps towards each class that is near enough by then."""
 
-    targets: int
     steps: int
-    entry: float = -math.inf  # the share of the gap to a class that must have been closed by then
+    entry: float  # the share of the gap to a class that must be closed, or seem to be within reach
     is_rough: bool = False  # whether gradients are in the training's arithmetic, which is faster
 
 
@@ -101,13 +97,18 @@ class Victims:
     labels: Tensor  # int64 [N]
     logits: Tensor  # float32 [N, classes] of the clean images
     nearest: Tensor  # int64 [N, classes]: the other classes, the nearest first, the label last
+    distances: Tensor  # float32 [N, classes], of these
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def select(self, index: Tensor) -> Victims:
         return Victims(
-            self.clean[index], self.labels[index], self.logits[index], self.nearest[index]
+            self.clean[index],
+            self.labels[index],
+            self.logits[index],
+            self.nearest[index],
+            self.distances[index],
         )
 
 
@@ -115,8 +116,16 @@ def find_victims(classify: Classify, clean: Tensor, labels: Tensor, hardware: Ha
     """Of images float32 [N, 3, H, W] and their labels [N]."""
     with torch.no_grad():
         logits = classify(clean)
-    distances = class_distances(classify, clean, labels, hardware)
-    return Victims(clean, labels, logits, nearest=distances.argsort(1))
+    distances, nearest = class_distances(classify, clean, labels, hardware).sort(1)
+    return Victims(clean, labels, logits, nearest, distances)
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What pushing made of images, and which of them its own arithmetic took for misclassified."""
+
+    images: Tensor  # float32 [N, 3, H, W]
+    fell: Tensor  # bool [N]
 
 
 def push(
@@ -127,7 +136,7 @@ def push(
     epsilon: float,
     how: Round,
     hardware: Hardware,
-) -> Tensor:
+) -> Pushed:
     """From `start` on, images at most `epsilon` from the clean ones in any value.
 
     Each is pushed towards one of its nearest classes, int64 [N] by place from 0 on. A step goes
@@ -162,7 +171,9 @@ def push(
         moved += (1 - PUSH_MOMENTUM) * (current - previous[remaining])
         previous[remaining] = current
         pushed[remaining] = moved.clamp(low[remaining], high[remaining])
-    return pushed
+    fell = torch.ones_like(labels, dtype=torch.bool)
+    fell[remaining] = False
+    return Pushed(pushed, fell)
 
 
 @dataclass(frozen=True)
@@ -182,46 +193,49 @@ def race(
 ) -> Tried:
     """Push images towards several classes, as a race that fewer and fewer of them stay in.
 
-    A first round is brief, and tells towards which classes an image comes nearest to being
-    misclassified. Those that came near are pushed on from where they got, towards these classes
-    alone. Most images that fall do so in the first steps towards the first class, and one that is
-    still far from all classes then holds out (docs/measured.md): successive halving (Jamieson &
-    Talwalkar, AISTATS 2016) spares what would not change that.
+    A brief round tells towards which classes an image comes nearest to being misclassified. Those
+    that came near are pushed on from where they got, towards these classes alone. Most images that
+    fall do so in the first steps towards the first class, and one that is still far from all
+    classes then holds out (docs/measured.md): successive halving (Jamieson & Talwalkar, AISTATS
+    2016) spares what would not change that.
     """
     others = victims.nearest.shape[1] - 1
-    most = min(others, max(one.targets for one in rounds))
-    made = victims.clean.repeat(most, 1, 1, 1, 1)  # towards each class [K, N, 3, H, W]
-    # What share of the gap to it is closed [K, N]; before the first round, the nearest comes first
-    closed = -torch.arange(most, device=made.device, dtype=made.dtype).repeat(len(victims), 1).T
+    made = victims.clean.repeat(others, 1, 1, 1, 1)  # towards each class [K, N, 3, H, W]
+    # What share of the gap to it is closed [K, N]; before the first round, would be if the network
+    # were linear. The nearest class is tried even so.
+    closed = epsilon / victims.distances[:, :others].T.clamp_min(1e-12)
+    closed[0].clamp_min_(rounds[0].entry)
     for one in rounds:
         order = closed.argsort(0, descending=True)
-        enters = closed.amax(0) >= one.entry
-        for place in range(min(one.targets, most)):
-            remaining = (enters & (closed.amax(0) < math.inf)).nonzero()[:, 0]
+        enters = closed >= one.entry
+        for towards in order:
+            holds_out = closed.amax(0) < math.inf
+            remaining = (at_labels(enters.T, towards) & holds_out).nonzero()[:, 0]
             if len(remaining) == 0:
                 break
-            towards = order[place, remaining]
+            place = towards[remaining]
             some = victims.select(remaining)
-            start = made[towards, remaining]
-            pushed = push(classify, some, start, towards, epsilon, one, hardware)
-            made[towards, remaining] = pushed
-            closed[towards, remaining] = share_closed(classify, some, pushed, towards)
+            pushed = push(classify, some, made[place, remaining], place, epsilon, one, hardware)
+            made[place, remaining] = pushed.images
+            closed[place, remaining] = share_closed(classify, some, pushed, place)
     best = closed.argmax(0)
     every_image = torch.arange(len(victims), device=best.device)
     return Tried(made[best, every_image], closed.amax(0) < math.inf)
 
 
 @torch.no_grad()
-def share_closed(classify: Classify, victims: Victims, made: Tensor, towards: Tensor) -> Tensor:
+def share_closed(classify: Classify, victims: Victims, pushed: Pushed, towards: Tensor) -> Tensor:
     """Of the gap between the label's logit and the class's, what is closed: float32 [N].
 
-    From 0 for the clean image to 1; infinite where the image is misclassified, as anything.
+    From 0 for the clean image to 1; infinite where the image is misclassified, as anything. At
+    least 1 where only a rough arithmetic takes it for misclassified: then the next round decides.
     """
-    logits = classify(made)
+    logits = classify(pushed.images)
     targets = at_labels(victims.nearest, towards)
     gap = at_labels(logits, victims.labels) - at_labels(logits, targets)
     clean = at_labels(victims.logits, victims.labels) - at_labels(victims.logits, targets)
     closed = 1 - gap / clean.clamp_min(1e-12)
+    closed = closed.where(~pushed.fell, closed.clamp_min(1))
     return closed.where(logits.argmax(1) == victims.labels, math.inf)
 
 
@@ -295,7 +309,7 @@ def attack_batch(
     victims = find_victims(classify, clean, labels, hardware)
     correct = victims.logits.argmax(1) == labels
     rounds = settings.rounds()
-    brief = [replace(rounds[0], targets=1)]
+    brief = rounds[:1]
     robust = torch.zeros_like(correct)  # against the epsilon before, which is larger
     adversarial = clean.clone()  # what fools this network, or came nearest to it
     robust_by_epsilon = []

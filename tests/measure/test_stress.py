@@ -18,7 +18,7 @@ from lab.measure.evaluation import evaluate_all
 from lab.measure.models import TrainedModel
 
 SETTINGS = stress.Settings(
-    attacks=attacks.Settings(epsilons=(4, 1), attack_targets=1, attack_steps=2),
+    attacks=attacks.Settings(epsilons=(4, 1), attack_steps=2),
     doubt=doubt.Settings(conformal_misses=(0.2, 0.1)),
     heatmaps=heatmaps.Settings(curve_steps=2),
 )
