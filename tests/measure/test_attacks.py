@@ -203,19 +203,24 @@ def test_an_image_is_pushed_as_long_as_a_class_is_near():
     counts = set()
     for share in (0.3, 0.55, 0.7, 0.95):
         for k in range(6):
-            distances = victims.distances[k, :9]
-            closed = share * distances[0] / distances
-            near = [closed >= entry for entry in (0.5, 0.6, 0.85)]
-            near[0][0] = True  # the nearest class is tried even so
-            steps = sum(torch.stack(near).sum(1) * torch.tensor([6, 10, 40])).item()
+            limit = share * victims.distances[k, 0].item()
             pushed.clear()
             one = victims.select(torch.tensor([k]))
-            limit = share * distances[0].item()
             tried = attacks.race(count_pushes, one, limit, rounds, hardware)
             assert tried.robust.all()
-            assert sum(pushed) == steps, (share, k)
-            counts.add(steps)
-    assert {6, 12, 16} < counts and max(counts) > 100
+            expected = steps_of_linear(victims.distances[k, :9], limit)
+            assert sum(pushed) == expected, (share, k)
+            counts.add(expected)
+    assert {6, 16, 22} < counts and max(counts) > 100
+
+
+def steps_of_linear(distances, limit):
+    """How often an image is pushed if the gaps to classes so far away close at a known rate."""
+    in_reach = distances <= limit + attacks.BEND * limit**2
+    in_reach[0] = True  # the nearest class is tried even so
+    closed = in_reach * limit / distances
+    entered = torch.stack([in_reach, closed >= 0.6, closed >= 0.85])
+    return (entered.sum(1) * torch.tensor([6, 10, 40])).sum().item()
 
 
 class Coarse(torch.nn.Module):
