@@ -34,7 +34,8 @@ from lab.measure.statistics import Difference, Interval, Verdict
 
 Classify = Callable[[Tensor], Tensor]  # a network: from images to logits
 PUSH_MOMENTUM = 0.75
-# By how much of it an epsilon of 1 seems longer where a network bends: measured, docs/measured.md
+# A network bends: classes fall to an epsilon that lie, were it linear, as far away as
+# epsilon * (1 + BEND * epsilon). Measured: docs/measured.md
 BEND = 2 * 255
 IMAGES_AT_ONCE = 100  # on a CPU: what is lost when a run is killed
 
