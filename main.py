@@ -214,8 +214,8 @@ class Settings:
     data_dir: Path = Path("data")
     """folder that holds, or will hold, CIFAR-10"""
     networks: tuple[str, ...] = field(default_factory=lambda: keys_of(NETWORKS))
-    """which networks take part, the first being compared with; of baseline, se_attention,
-    static_gates, wide, eca, se_last, se_4 and se_16"""
+    """which networks take part; the others are compared with the first; of baseline,
+    se_attention, static_gates, wide, eca, se_last, se_4 and se_16"""
     output_dir: Annotated[Path | None, without_it("PATH", "output, for shapes output/shapes")] = (
         None
     )
@@ -1182,7 +1182,7 @@ Those that are needed most, and further below all of them by what they govern:
 --data-dir DIR        where CIFAR-10 lies, or will lie
 --output-dir DIR      where results go
 --dataset shapes      drawn images, which need no network
---networks A B ...    which networks take part, the first being compared with
+--networks A B ...    which networks take part; all others are compared with A
 --seed N, --seeds N   the first seed, and how many
 --epochs N            how long to train
 --stress off          full, quick (an eighth of the images) or off

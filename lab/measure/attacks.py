@@ -207,12 +207,13 @@ def race(
     distances = victims.distances[:, :others].T
     in_reach = distances <= epsilon * (1 + BEND * epsilon)
     in_reach[0] = True  # the nearest class is tried even so
-    closed = in_reach.to(made.dtype)  # what share of the gap to it is closed, once it is tried
+    # What lets in: at first 1 for a class in reach, once it is tried the share of the gap closed.
+    nearness = in_reach.to(made.dtype)
     for one in rounds:
-        order = closed.argsort(dim=0, descending=True, stable=True)
-        enters = closed >= one.entry
+        order = nearness.argsort(dim=0, descending=True, stable=True)
+        enters = nearness >= one.entry
         for towards in order:
-            holds_out = closed.amax(0) < math.inf
+            holds_out = nearness.amax(0) < math.inf
             remaining = (at_labels(enters.T, towards) & holds_out).nonzero()[:, 0]
             if len(remaining) == 0:
                 break
@@ -220,10 +221,10 @@ def race(
             some = victims.select(remaining)
             pushed = push(classify, some, made[place, remaining], place, epsilon, one, hardware)
             made[place, remaining] = pushed.images
-            closed[place, remaining] = share_closed(classify, some, pushed, place)
-    best = closed.argmax(0)
+            nearness[place, remaining] = share_closed(classify, some, pushed, place)
+    best = nearness.argmax(0)
     every_image = torch.arange(len(victims), device=best.device)
-    return Tried(made[best, every_image], closed.amax(0) < math.inf)
+    return Tried(made[best, every_image], nearness.amax(0) < math.inf)
 
 
 @torch.no_grad()
